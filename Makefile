@@ -1,0 +1,31 @@
+# `make sweep` and `make test` each do all of their own set-up; the second time is quick.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Two workers: the suite is made for two cores, each torch process keeps to one thread.
+TEST_WORKERS ?= 2
+
+.PHONY: sweep test test-slow check clean
+
+sweep: $(READY)
+	$(BIN)/archsearch sweep search_spaces/quickstart.yaml --out results/quickstart
+
+test: $(READY)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS)
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow --timeout=3600
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $(READY)
+
+clean:
+	rm -rf $(VENV)
