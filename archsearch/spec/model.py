@@ -103,7 +103,7 @@ class ModelSpec(Spec):
     embedding: EmbeddingSpec = EmbeddingSpec()
     scales: ScalesSpec = ScalesSpec()
     defaults: Defaults = Field(default_factory=dict)
-    layers: Entries = ()
+    layers: Entries = Field(default=(), validate_default=False)
     pattern: Annotated[str, PlainValidator(checked_pattern)] | None = None
 
     @field_validator("tokenizer")

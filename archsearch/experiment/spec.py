@@ -1,0 +1,107 @@
+"""One experiment: a model, the data it learns from, how it is trained and what it is scored on.
+
+An experiment file is a search space without holes; `front/*.yaml` of a run are experiment files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, PlainSerializer, PlainValidator, model_validator
+
+from archsearch.data.spec import BUILT_IN, DataSpec
+from archsearch.evaluation.spec import EvaluationSpec
+from archsearch.spec import ModelSpec
+from archsearch.spec.errors import Issue, nearest, refuse_all, validate
+from archsearch.spec.layers import Spec
+from archsearch.spec.loading import spec_from
+from archsearch.spec.source import Source
+from archsearch.training.spec import TrainingSpec
+
+
+def _parse_arch(value: Any) -> ModelSpec:
+    """A model spec written in place."""
+    return value if isinstance(value, ModelSpec) else validate(ModelSpec, value)
+
+
+Arch = Annotated[ModelSpec, PlainValidator(_parse_arch), PlainSerializer(lambda spec: spec.dump())]
+
+
+class Experiment(Spec):
+    """`arch`, `data`, `training`, `evaluation`; the last three have defaults."""
+
+    name: str = Field(default="experiment", min_length=1, max_length=200)
+    arch: Arch
+    data: DataSpec = DataSpec(mixture={"reference": 0.5, "mqar": 0.5})
+    training: TrainingSpec = TrainingSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Experiment:
+        if problems := list(self._problems()):
+            refuse_all(problems)
+        return self
+
+    def _problems(self) -> Iterator[Issue]:
+        """What each section allows but the sections together do not."""
+        if self.arch.tokenizer is None:
+            yield Issue(("arch", "vocab_size"), "training needs a tokenizer, not only a vocabulary's size")
+        for path, message in self.data.check_context(self.training.context):
+            yield Issue(("data", *path), message)
+        positions = self.arch.embedding.positions
+        longest = max([self.training.context, *self.contexts, *(self.evaluation.recall_contexts or [])])
+        if positions is not None and longest > positions.learned:
+            yield Issue(
+                ("arch", "embedding", "positions", "learned"),
+                f"{positions.learned} positions are fewer than the longest context, {longest}",
+            )
+        known = list(dict.fromkeys([*self.data.mixture, *self.data.sources, *BUILT_IN]))
+        for i, name in enumerate(self.evaluation.domains or []):
+            if name not in known:
+                yield Issue(("evaluation", "domains", i), f"unknown source {name!r}{nearest(name, known)}")
+            elif self.data.source(name).kind != "text":
+                yield Issue(("evaluation", "domains", i), f"{name!r} is a recall source; list it in recall")
+        for i, name in enumerate(self.evaluation.recall or []):
+            if name not in known:
+                yield Issue(("evaluation", "recall", i), f"unknown source {name!r}{nearest(name, known)}")
+            elif self.data.source(name).kind != "recall":
+                yield Issue(("evaluation", "recall", i), f"{name!r} is a text source; list it in domains")
+
+    @property
+    def contexts(self) -> list[int]:
+        """Lengths at which text is scored."""
+        return self.evaluation.contexts or [self.training.context]
+
+    @property
+    def domains(self) -> list[str]:
+        """Text sources that are scored."""
+        found = [name for name in self.data.mixture if self.data.source(name).kind == "text"]
+        return self.evaluation.domains if self.evaluation.domains is not None else found
+
+    @property
+    def recall_tasks(self) -> list[str]:
+        """Recall sources that are asked."""
+        found = [name for name in self.data.mixture if self.data.source(name).kind == "recall"]
+        return self.evaluation.recall if self.evaluation.recall is not None else found or ["mqar"]
+
+    def dump(self) -> dict[str, Any]:
+        """Plain YAML values; `Experiment.model_validate` takes them back."""
+        sections: dict[str, Any] = {"name": self.name, "arch": self.arch.dump()}
+        for name in ("data", "training", "evaluation"):
+            sections[name] = getattr(self, name).model_dump(mode="json", exclude_unset=True)
+        return sections
+
+
+def load_experiment(path: str | Path) -> Experiment:
+    """Read an experiment file, or a bare model spec (then every other section has its defaults).
+
+    Raises `SpecError` with the text `file:line:col: path: message`.
+    """
+    source = Source.read(path)
+    value = source.value
+    if isinstance(value, dict) and "arch" not in value and "d_model" in value:
+        arch = spec_from(source)
+        return Experiment(name=arch.name, arch=arch)
+    return source.check(Experiment, lambda: validate(Experiment, value))
