@@ -1,0 +1,1 @@
+"""Sequence and channel mixers, one a file; `table` lists them."""

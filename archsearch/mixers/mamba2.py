@@ -1,0 +1,134 @@
+"""Mamba-2.
+
+Shape suffixes: b batch, l length, d d_model, i inner width, c conv channels, h heads, p head_dim, g groups,
+n state size.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from archsearch.mixers.base import Mixer, Surroundings, init_linear
+from archsearch.mixers.norms import RMSNorm
+from archsearch.mixers.short_conv import ShortConv
+from archsearch.mixers.ssd import ssd_chunked, ssd_step
+from archsearch.spec.layers import Mamba2
+
+
+class Mamba2State(NamedTuple):
+    """The convolution's last inputs (batch, d_conv - 1, channels) and the state (batch, heads, head_dim, n)."""
+
+    conv_bkc: Tensor
+    ssm_bhpn: Tensor
+
+
+class Mamba2Mixer(Mixer):
+    """`mamba2`. The input projection gives z, x, B, C, dt in the order of the mamba_ssm package."""
+
+    def __init__(self, spec: Mamba2, around: Surroundings, project: bool = True):
+        super().__init__(spec, around, project)
+        d_model = around.d_model
+        self.inner = spec.inner_width(d_model)
+        self.heads, self.head_dim = spec.heads(d_model), spec.head_dim
+        self.groups, self.d_state = spec.groups, spec.d_state
+        self.kernels = around.kernels
+        self.in_proj = nn.Linear(d_model, spec.in_width(d_model), bias=spec.bias)
+        self.conv = ShortConv(
+            spec.conv_width(d_model), spec.d_conv, bias=spec.conv_bias, silu=True, kernels=around.kernels
+        )
+        self.dt_bias = nn.Parameter(torch.empty(self.heads))
+        self.A_log = nn.Parameter(torch.empty(self.heads))
+        self.D = nn.Parameter(torch.ones(self.heads))
+        self.norm = RMSNorm(self.inner, around.eps, self.groups) if spec.gated_norm != "none" else None
+        self.norm_first = spec.gated_norm == "before"
+        self.out_proj = nn.Linear(self.inner, d_model, bias=spec.bias) if project else None
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        init_linear(self.in_proj, generator)
+        self.conv.reset_parameters(generator)
+        spec = self.spec
+        with torch.no_grad():
+            self.D.fill_(1.0)
+            low, high = math.log(spec.dt_min), math.log(spec.dt_max)
+            dt = torch.rand(self.heads, generator=generator) * (high - low) + low
+            dt = dt.exp().clamp(min=spec.dt_floor)
+            # The inverse of softplus, so that training starts at these step sizes.
+            self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+            self.A_log.uniform_(*spec.A_init, generator=generator).log_()
+        if self.out_proj is not None:
+            init_linear(self.out_proj, generator)
+
+    def forward(self, x_bld: Tensor) -> Tensor:
+        z, conv_in, dt = self._split(self.in_proj(x_bld))
+        return self._finish(self._scan(self.conv(conv_in), dt)[0], z)
+
+    def prefill(self, x_bld: Tensor) -> tuple[Tensor, Mamba2State]:
+        z, conv_in, dt = self._split(self.in_proj(x_bld))
+        conv_out, conv_state = self.conv.prefill(conv_in)
+        y, ssm_state = self._scan(conv_out, dt)
+        return self._finish(y, z), Mamba2State(conv_state, ssm_state)
+
+    def step(self, x_bd: Tensor, state: Mamba2State) -> tuple[Tensor, Mamba2State]:
+        z_bi, conv_in, dt_bh = self._split(self.in_proj(x_bd))
+        conv_out, conv_state = self.conv.step(conv_in, state.conv_bkc)
+        x, B, C = self._heads(conv_out)
+        wide = state.ssm_bhpn.dtype
+        y_bhp, ssm = ssd_step(
+            x.to(wide), self._dt(dt_bh), self._A(), B.to(wide), C.to(wide), state.ssm_bhpn
+        )
+        y_bhp = y_bhp.to(x.dtype) + self.D.to(x.dtype)[:, None] * x
+        return self._finish(y_bhp.flatten(-2), z_bi), Mamba2State(conv_state, ssm)
+
+    def _scan(self, conv_blc: Tensor, dt_blh: Tensor) -> tuple[Tensor, Tensor]:
+        """Convolved x, B, C -> the scan's output with the skip D x, and the last state."""
+        x, B, C = self._heads(conv_blc)
+        kernel = self.kernels.get("ssd", x)
+        if kernel is not None:
+            y, state = kernel(
+                x, self._dt(dt_blh), self._A(), B, C, chunk_size=256, D=self.D.float(), return_final_states=True
+            )
+            return y.flatten(-2), state.float()
+        wide = torch.promote_types(x.dtype, torch.float32)
+        y, state = ssd_chunked(x.to(wide), self._dt(dt_blh), self._A(), B.to(wide), C.to(wide))
+        y = y.to(x.dtype) + self.D.to(x.dtype)[:, None] * x
+        return y.flatten(-2), state
+
+    def _finish(self, y_bli: Tensor, z_bli: Tensor) -> Tensor:
+        """Gate, norm, output projection."""
+        gate = F.silu(z_bli)
+        if self.norm is None:
+            y_bli = y_bli * gate
+        elif self.norm_first:
+            y_bli = self.norm(y_bli) * gate
+        else:
+            y_bli = self.norm(y_bli * gate)
+        return y_bli if self.out_proj is None else self.out_proj(y_bli)
+
+    def _split(self, projected: Tensor) -> tuple[Tensor, ...]:
+        conv = self.inner + 2 * self.groups * self.d_state
+        return projected.split([self.inner, conv, self.heads], dim=-1)
+
+    def _heads(self, conv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        bc = self.groups * self.d_state
+        x, B, C = conv.split([self.inner, bc, bc], dim=-1)
+        return (
+            x.unflatten(-1, (self.heads, self.head_dim)),
+            B.unflatten(-1, (self.groups, self.d_state)),
+            C.unflatten(-1, (self.groups, self.d_state)),
+        )
+
+    def _dt(self, dt: Tensor) -> Tensor:
+        """Step sizes, in float32 at least: they enter exponentials and sums over the context."""
+        wide = torch.promote_types(dt.dtype, torch.float32)
+        step = F.softplus(dt.to(wide) + self.dt_bias.to(wide))
+        low, high = self.spec.dt_limit
+        return step if low == 0 and math.isinf(high) else step.clamp(low, high)
+
+    def _A(self) -> Tensor:
+        wide = torch.promote_types(self.A_log.dtype, torch.float32)
+        return -self.A_log.to(wide).exp()

@@ -1,0 +1,14 @@
+"""Layer kind -> the module that computes it: the one registry."""
+
+from __future__ import annotations
+
+from archsearch.mixers.attention import AttentionMixer
+from archsearch.mixers.base import Mixer
+from archsearch.mixers.mamba2 import Mamba2Mixer
+from archsearch.mixers.mlp import MlpMixer
+
+MIXERS: dict[str, type[Mixer]] = {
+    "attention": AttentionMixer,
+    "mamba2": Mamba2Mixer,
+    "mlp": MlpMixer,
+}
