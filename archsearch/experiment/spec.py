@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, PlainSerializer, PlainValidator, model_validator
 
+from archsearch.data.heldout import recall_spec
 from archsearch.data.spec import BUILT_IN, DataSpec
 from archsearch.evaluation.spec import EvaluationSpec
 from archsearch.spec import ModelSpec
@@ -68,6 +69,15 @@ class Experiment(Spec):
                 yield Issue(("evaluation", "recall", i), f"unknown source {name!r}{nearest(name, known)}")
             elif self.data.source(name).kind != "recall":
                 yield Issue(("evaluation", "recall", i), f"{name!r} is a text source; list it in domains")
+            else:
+                yield from self._unaskable(name)
+
+    def _unaskable(self, task: str) -> Iterator[Issue]:
+        for i, length in enumerate(self.evaluation.recall_contexts or []):
+            try:
+                recall_spec(self.data.source(task), length)
+            except ValueError as error:
+                yield Issue(("evaluation", "recall_contexts", i), str(error))
 
     @property
     def contexts(self) -> list[int]:

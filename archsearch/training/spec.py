@@ -39,10 +39,10 @@ class TrainingSpec(Spec):
 
     @model_validator(mode="after")
     def _is_possible(self) -> TrainingSpec:
-        if self.tokens_per_step < self.context:
+        if self.tokens_per_step % self.context:
             refuse(
                 ("tokens_per_step",),
-                f"{self.tokens_per_step} tokens a step hold no sequence of context {self.context}",
+                f"{self.tokens_per_step} tokens a step are no multiple of the context, {self.context}",
             )
         if not all(0 <= beta < 1 for beta in self.betas):
             refuse(("betas",), f"expected two numbers in [0, 1), found {list(self.betas)}")

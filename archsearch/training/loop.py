@@ -1,0 +1,111 @@
+"""The training loop.
+
+Shape suffixes: b sequence, l position, v vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from archsearch.data import IGNORE, Group, MixtureStream
+from archsearch.training.errors import TrainingFailed
+from archsearch.training.schedule import learning_rate
+from archsearch.training.spec import TrainingSpec
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimiser step: its mixture loss and each source's own loss (nats a target token), and the rate."""
+
+    step: int
+    loss: float
+    losses: dict[str, float]
+    lr: float
+
+
+class Trainer:
+    """Trains `model` on `stream`. Everything that decides the next step is in `state()`."""
+
+    def __init__(self, model: nn.Module, stream: MixtureStream, spec: TrainingSpec, device: str = "cpu"):
+        self.model = model
+        self.stream = stream
+        self.spec = spec
+        self.device = torch.device(device)
+        self.step = 0
+        self.optimizer = make_optimizer(model, spec)
+
+    def train_step(self) -> StepReport:
+        """One optimiser step. Raises `TrainingFailed` where the loss or the gradient is not finite."""
+        lr = learning_rate(self.spec, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, losses = self._loss(self.stream.at(self.step).groups)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise TrainingFailed("non-finite loss", f"the loss is {value} at lr {lr:.3g}", self.step)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.clip).item()
+        if not math.isfinite(norm):
+            raise TrainingFailed("non-finite gradient", f"its norm is {norm} at lr {lr:.3g}", self.step)
+        self.optimizer.step()
+        self.step += 1
+        return StepReport(self.step, value, {name: part.item() for name, part in losses.items()}, lr)
+
+    def _loss(self, groups: tuple[Group, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+        """sum_s share_s * mean cross-entropy of source s: a source weighs what it has of the tokens, however
+        few of them bear a loss."""
+        by_length: dict[int, list[Group]] = defaultdict(list)
+        for group in groups:
+            by_length[group.inputs_bl.shape[1]].append(group)
+        losses: dict[str, Tensor] = {}
+        for same in by_length.values():
+            # Sequences of one length go through the model together.
+            inputs_bl = torch.cat([self._on_device(group.inputs_bl) for group in same])
+            with self._autocast():
+                logits_blv = self.model(inputs_bl)
+            rows = logits_blv.split([len(group.inputs_bl) for group in same])
+            for group, part_blv in zip(same, rows, strict=True):
+                targets = self._on_device(group.targets_bl).flatten()
+                losses[group.source] = F.cross_entropy(
+                    part_blv.flatten(0, 1).float(), targets, ignore_index=IGNORE
+                )
+        total = sum((group.weight * losses[group.source] for group in groups), torch.zeros(()))
+        return total, {name: loss.detach() for name, loss in losses.items()}
+
+    def _on_device(self, ids: Any) -> Tensor:
+        return torch.from_numpy(ids).to(self.device)
+
+    def _autocast(self) -> Any:
+        enabled = self.spec.precision == "bfloat16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+
+
+def make_optimizer(model: nn.Module, spec: TrainingSpec) -> torch.optim.AdamW:
+    """AdamW; weight decay on matrices only, not on norms, biases, decay rates and other vectors."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": spec.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, fused=True)
