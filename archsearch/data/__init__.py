@@ -2,7 +2,7 @@
 
 from archsearch.data.corpora import Domain, load_domain, open_domain
 from archsearch.data.files import load_text
-from archsearch.data.heldout import RECALL_TASKS, RecallSet, recall_examples, text_windows
+from archsearch.data.heldout import RECALL_TASKS, RecallSet, recall_examples, recall_spec, text_windows
 from archsearch.data.mixture import Group, MixtureStream, StepBatch
 from archsearch.data.random_streams import IGNORE, named_generator
 from archsearch.data.sources import Source, open_source
@@ -41,5 +41,6 @@ __all__ = [
     "open_domain",
     "open_source",
     "recall_examples",
+    "recall_spec",
     "text_windows",
 ]

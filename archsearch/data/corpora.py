@@ -14,6 +14,7 @@ import shutil
 import sys
 import sysconfig
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,7 @@ import numpy.typing as npt
 
 from archsearch.data.splitting import SPLITS, Document, check_split, content_key, join_documents, split_of
 from archsearch.data.standard_library import read_code, read_reference
+from archsearch.spec.errors import nearest
 
 BUILDER_VERSION = 1
 """Raised whenever the same standard library would give other bytes."""
@@ -65,26 +67,32 @@ def load_domain(name: str, split: str) -> npt.NDArray[np.uint8]:
 
 
 def open_domain(name: str, cache_directory: Path | None = None) -> Domain:
-    """The domain `name` from the cache, built there first where it is missing or damaged."""
+    """The domain `name` from the cache, built there first where it is missing or damaged.
+
+    The cache is `cache_directory`, else $ARCHSEARCH_CACHE, else ~/.cache/archsearch; a cache that cannot be
+    written is still read, and what it lacks is built in a temporary directory.
+    """
     if name not in _READERS:
-        raise ValueError(f"domain: unknown name {name!r}; expected one of {', '.join(_READERS)}")
-    return _open(name, cache_directory or default_cache_directory())
+        raise ValueError(f"domain: unknown name {name!r}{nearest(name, _READERS)}")
+    return _open(name, cache_directory or _default_cache())
 
 
-def default_cache_directory() -> Path:
-    """$ARCHSEARCH_CACHE, else ~/.cache/archsearch; a temporary directory where that cannot be written."""
-    wanted = os.environ.get("ARCHSEARCH_CACHE")
+def _default_cache() -> Path:
+    if wanted := os.environ.get("ARCHSEARCH_CACHE"):
+        return Path(wanted).expanduser()
     try:
-        directory = Path(wanted).expanduser() if wanted else Path.home() / ".cache" / "archsearch"
+        return Path.home() / ".cache" / "archsearch"
     except RuntimeError:  # no home directory is known
         return _temporary_cache()
-    return directory if _writable(directory) else _temporary_cache()
 
 
 @cache
 def _open(name: str, cache_directory: Path) -> Domain:
     target = cache_directory / "domains" / _key(name)
     manifest = _read_manifest(target)
+    if manifest is None and not _writable(cache_directory):
+        target = _temporary_cache() / "domains" / _key(name)
+        manifest = _read_manifest(target)
     if manifest is None:
         _build(name, target)
         manifest = _read_manifest(target)
@@ -128,7 +136,8 @@ def _replace(damaged: Path, scratch: Path) -> None:
     """Moves `damaged` aside first, since a directory that is not empty cannot be renamed over."""
     aside = Path(tempfile.mkdtemp(prefix=f".{damaged.name}-", dir=damaged.parent))
     try:
-        damaged.rename(aside / "damaged")
+        with suppress(FileNotFoundError):  # another process may be repairing it, too
+            damaged.rename(aside / "damaged")
         scratch.rename(damaged)
     except OSError:
         if _read_manifest(damaged) is None:
@@ -138,10 +147,11 @@ def _replace(damaged: Path, scratch: Path) -> None:
 
 
 def _write(name: str, directory: Path) -> None:
+    library = Path(sysconfig.get_path("stdlib"))
     gc_was_enabled = gc.isenabled()
     gc.disable()  # millions of live syntax-tree nodes make the collector most of the build time
     try:
-        documents = _READERS[name](Path(sysconfig.get_path("stdlib")))
+        documents = _READERS[name](library)
     finally:
         if gc_was_enabled:
             gc.enable()
@@ -149,6 +159,8 @@ def _write(name: str, directory: Path) -> None:
     entries = {}
     for split in SPLITS:
         chosen = [document for document in documents if split_of(document.module) == split]
+        if not chosen:
+            raise ValueError(f"domain {name!r}: {library} holds no Python sources for the {split} split")
         data = join_documents([document.text for document in chosen])
         (directory / f"{split}.bin").write_bytes(data)
         entries[split] = {
@@ -184,6 +196,7 @@ def _writable(directory: Path) -> bool:
         return False
 
 
+@cache
 def _temporary_cache() -> Path:
     user = os.getuid() if hasattr(os, "getuid") else "user"
     directory = Path(tempfile.gettempdir()) / f"archsearch-{user}"

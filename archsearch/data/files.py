@@ -84,10 +84,9 @@ def _assign(documents: list[str], where: str) -> tuple[list[str], ...]:
             f"{where}: {len(fractions)} distinct documents; expected at least {len(SPLITS)}, one a split"
         )
     ranked = sorted(fractions, key=fractions.__getitem__)
-    validation_from = min(_first_from(ranked, fractions, TRAIN_SHARE), len(ranked) - 2)
-    test_from = min(_first_from(ranked, fractions, TRAIN_SHARE + VALIDATION_SHARE), len(ranked) - 1)
-    validation_from = max(1, min(validation_from, test_from - 1))
-    test_from = max(test_from, validation_from + 1)
+    test_from = _first_from(ranked, fractions, TRAIN_SHARE + VALIDATION_SHARE)
+    test_from = max(2, min(test_from, len(ranked) - 1))
+    validation_from = max(1, min(_first_from(ranked, fractions, TRAIN_SHARE), test_from - 1))
     split_index = {key: (rank >= validation_from) + (rank >= test_from) for rank, key in enumerate(ranked)}
     chosen: tuple[list[str], ...] = ([], [], [])
     for document in documents:

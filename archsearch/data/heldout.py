@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ValidationError
 
 from archsearch.data.facts import pack_documents, write_document
 from archsearch.data.mqar import generate_mqar
@@ -83,13 +84,31 @@ def recall_examples(
     Facts are new and said in wordings that training never shows, unless `wordings` asks for trained ones.
     Raises ValueError where the task does not fit `length`.
     """
+    if count < 1:
+        raise ValueError(f"count: {count} recall examples; expected at least 1")
+    own, wanted = recall_spec(task), recall_spec(task, length)
+    if isinstance(wanted, MqarSpec):
+        return _mqar_examples(wanted, count, seed)
+    return _facts_examples(wanted, max(0, wanted.length - own.length), count, seed, wordings)
+
+
+def recall_spec(
+    task: str | SourceSpec | MqarSpec | FactsSpec, length: int | None = None
+) -> MqarSpec | FactsSpec:
+    """The fields of a recall task, at another `length` where one is given.
+
+    Generates nothing, so a file's context lengths can be checked before anything is trained on.
+    Raises ValueError where `task` is text or does not fit `length`.
+    """
     fields = task if isinstance(task, MqarSpec | FactsSpec) else _resolve(task).fields
     if not isinstance(fields, MqarSpec | FactsSpec):
         raise ValueError(f"task: {task!r} is text; expected one of {', '.join(RECALL_TASKS)}")
-    wanted = type(fields).model_validate({**fields.model_dump(), "length": length or fields.length})
-    if isinstance(wanted, MqarSpec):
-        return _mqar_examples(wanted, count, seed)
-    return _facts_examples(wanted, max(0, wanted.length - fields.length), count, seed, wordings)
+    if length is None:
+        return fields
+    try:
+        return type(fields).model_validate({**fields.model_dump(), "length": length})
+    except ValidationError as error:
+        raise ValueError(f"{type(fields).__name__} at length {length}: {error.errors()[0]['msg']}") from None
 
 
 def _resolve(source: str | SourceSpec) -> SourceSpec:

@@ -10,6 +10,7 @@ Shape suffixes: b = sequence, l = position within it, k = source, t = slot.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -20,27 +21,25 @@ from archsearch.data.spec import DataSpec
 Ids = npt.NDArray[np.int64]
 
 
+_UNIT = 1 << 62
+"""Shares are rounded to integers out of this, so that the schedule is exact and the same on every machine."""
+
+
 def quota_schedule(weights: list[float]) -> Iterator[int]:
     """Source indices, one a slot, endlessly; `weights` sum to one, zero weights never come up."""
-    present = [(k, weight) for k, weight in enumerate(weights) if weight > 0]
-    if len(present) == 1:
-        while True:
-            yield present[0][0]
-    slack = 1 / (2 * len(present) - 2)
-    counts = [0] * len(present)
-    slot = 0
+    share_k = [round(weight * _UNIT) for weight in weights]
+    share_k[share_k.index(max(share_k))] += _UNIT - sum(share_k)
+    present = [k for k, share in enumerate(share_k) if share > 0]
+    parts = 2 * len(present) - 2
+    surplus_k = [0] * len(share_k)
     while True:
-        slot += 1
-        chosen, earliest = -1, float("inf")
-        for i, (_, weight) in enumerate(present):
-            surplus = weight * slot - counts[i]
-            if surplus >= slack and (deadline := (1 - slack - surplus) / weight) < earliest:
-                chosen, earliest = i, deadline
-        assert chosen >= 0, (
-            "surpluses sum to one, so the largest is at least 1/k, which is at least the slack"
-        )
-        counts[chosen] += 1
-        yield present[chosen][0]
+        for k in present:
+            surplus_k[k] += share_k[k]
+        # Of several sources one is always ripe, as the surpluses add up to a slot; a lone one needs no rule.
+        ripe = [k for k in present if surplus_k[k] * parts >= _UNIT] or present
+        chosen = min(ripe, key=lambda k: Fraction(_UNIT * (parts - 1) - surplus_k[k] * parts, share_k[k]))
+        surplus_k[chosen] -= _UNIT
+        yield chosen
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class MixtureStream:
             raise ValueError(f"{'.'.join(loc)}: {message}")
         if tokens_per_step <= 0 or tokens_per_step % context:
             raise ValueError(
-                f"tokens_per_step: {tokens_per_step} is not a positive multiple of the context ({context} tokens)"
+                f"tokens_per_step: {tokens_per_step} is not a positive multiple of the context, {context}"
             )
         weights = spec.weights
         self._names = [name for name, weight in weights.items() if weight > 0]

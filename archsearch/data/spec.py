@@ -8,22 +8,19 @@ Errors are pydantic ValidationErrors whose `loc` leads to the offending YAML key
 """
 
 import math
-from difflib import get_close_matches
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
-    ValidationError,
     model_serializer,
     model_validator,
 )
-from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from archsearch.data.wordings import LONGEST_QUESTION, LONGEST_STATEMENT
+from archsearch.spec.errors import nearest, quoted, refuse
+from archsearch.spec.layers import Spec
 from archsearch.spec.vocabulary import SYMBOLS
 
 DOMAINS = ("reference", "code")
@@ -33,17 +30,13 @@ MIN_SYMBOLS_PER_PAIR = 16
 Length = Annotated[int, Field(gt=0, le=1 << 20)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class DomainSpec(_Strict):
+class DomainSpec(Spec):
     """An embedded text domain, built from the interpreter's standard library."""
 
     name: Literal["reference", "code"]
 
 
-class TextSpec(_Strict):
+class TextSpec(Spec):
     """Local text: a file (.txt, .jsonl, .parquet), a folder (read recursively) or a glob.
 
     `path` is taken relative to the working directory; `field` is the key (.jsonl) or column (.parquet).
@@ -53,7 +46,7 @@ class TextSpec(_Strict):
     field: Annotated[str, Field(min_length=1)] = "text"
 
 
-class MqarSpec(_Strict):
+class MqarSpec(Spec):
     """Multi-query associative recall (Arora et al. 2023, arXiv:2312.04927): bind `pairs`, then ask each once.
 
     `symbols` are used: the lower half are keys, the upper half values. `power` shapes the gaps between a
@@ -69,30 +62,27 @@ class MqarSpec(_Strict):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.symbols % 2:
-            _refuse(
-                self,
+            refuse(
                 ("symbols",),
-                f"{self.symbols} symbols do not halve into keys and values; use an even number",
+                f"expected an even number (keys and values in equal parts), found {self.symbols}",
             )
         if self.length < 4 * self.pairs:
-            _refuse(
-                self,
-                ("length",),
+            refuse(
+                ("length" if "length" in self.model_fields_set else "pairs",),
                 f"{self.length} tokens are too few for {self.pairs} pairs and their questions; "
-                f"expected at least 4 * pairs = {4 * self.pairs}",
+                f"expected a length of at least 4 * pairs = {4 * self.pairs}",
             )
         if self.symbols < self.min_symbols_per_pair * self.pairs:
-            _refuse(
-                self,
-                ("pairs",),
+            refuse(
+                ("pairs" if "pairs" in self.model_fields_set else "symbols",),
                 f"{self.pairs} pairs of {self.symbols} symbols are crowded and hardly learnable; expected at "
-                f"most {self.symbols // self.min_symbols_per_pair} pairs, or a min_symbols_per_pair of at most "
+                f"most {self.symbols // self.min_symbols_per_pair} pairs, or min_symbols_per_pair: "
                 f"{self.symbols // self.pairs}",
             )
         return self
 
 
-class FactsSpec(_Strict):
+class FactsSpec(Spec):
     """Documents that state `facts` invented facts in English, then ask `questions` of them."""
 
     length: Length = 128
@@ -107,22 +97,20 @@ class FactsSpec(_Strict):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.questions > self.facts:
-            _refuse(
-                self,
-                ("questions",),
-                f"{self.questions} questions about {self.facts} facts; expected at most one a fact",
+            refuse(
+                ("questions" if "questions" in self.model_fields_set else "facts",),
+                f"{self.questions} questions about {self.facts} facts; expected at most one question a fact",
             )
         if self.longest_document > self.length:
-            _refuse(
-                self,
-                ("length",),
+            refuse(
+                ("length" if "length" in self.model_fields_set else "facts",),
                 f"{self.length} tokens are too few for {self.facts} facts and {self.questions} questions; "
-                f"expected at least {self.longest_document}",
+                f"expected a length of at least {self.longest_document}",
             )
         return self
 
 
-class SourceSpec(_Strict):
+class SourceSpec(Spec):
     """One source: a mapping with one key, which names its kind."""
 
     domain: DomainSpec | None = None
@@ -142,10 +130,10 @@ class SourceSpec(_Strict):
             return value
         for key in value:
             if key not in cls.KINDS:
-                _refuse(value, (str(key),), f"unknown kind of source {key!r}{_nearest(str(key), cls.KINDS)}")
+                refuse((str(key),), f"unknown kind of source {key!r}{nearest(key, cls.KINDS)}", value)
         if len(value) != 1:
-            found = " and ".join(map(str, value)) or "none"
-            _refuse(value, (), f"expected exactly one kind of source ({', '.join(cls.KINDS)}), found {found}")
+            found = " and ".join(value) or "none"
+            refuse((), f"expected exactly one kind of source ({quoted(cls.KINDS)}), found {found}", value)
         ((key, fields),) = value.items()
         return {key: {} if fields is None else fields}
 
@@ -187,20 +175,20 @@ BUILT_IN = MappingProxyType(
 """Sources that a mixture may name without declaring them."""
 
 
-class DataSpec(_Strict):
+class DataSpec(Spec):
     """A mixture: source -> share of the training tokens (any scale), over built-in and declared sources."""
 
     mixture: Annotated[dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]], Field(min_length=1)]
-    sources: dict[str, SourceSpec] = {}
+    sources: dict[str, SourceSpec] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _resolvable(self) -> Self:
-        known = list(dict.fromkeys([*self.sources, *BUILT_IN]))
+        known = {**self.sources, **BUILT_IN}
         for name in self.mixture:
             if name not in known:
-                _refuse(self.mixture, ("mixture", name), f"unknown source {name!r}{_nearest(name, known)}")
+                refuse(("mixture", name), f"unknown source {name!r}{nearest(name, known)}")
         if max(self.mixture.values()) <= 0:
-            _refuse(self.mixture, ("mixture",), "all weights are zero; expected at least one above zero")
+            refuse(("mixture",), "all weights are zero; expected at least one above zero")
         return self
 
     @property
@@ -215,7 +203,7 @@ class DataSpec(_Strict):
         """The declared or built-in source called `name`. Raises ValueError with the nearest known name."""
         found = self.sources.get(name) or BUILT_IN.get(name)
         if found is None:
-            raise ValueError(f"unknown source {name!r}{_nearest(name, [*self.sources, *BUILT_IN])}")
+            raise ValueError(f"unknown source {name!r}{nearest(name, {**self.sources, **BUILT_IN})}")
         return found
 
     def check_context(self, context: int) -> list[tuple[tuple[str, ...], str]]:
@@ -232,18 +220,3 @@ class DataSpec(_Strict):
                     (loc, f"sequences of {length} tokens do not divide the context of {context} tokens")
                 )
         return problems
-
-
-def _nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
-    near = get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(known)}"
-
-
-def _refuse(value: Any, loc: tuple[str, ...], message: str) -> NoReturn:
-    """Raises a ValidationError at `loc` below the model being validated.
-
-    Pydantic gives an error raised inside a model validator the model's own `loc`; a nested ValidationError
-    keeps its own `loc` as well, which is what leads a reader to the offending key.
-    """
-    error = PydanticCustomError("data_spec", "{message}", {"message": message})
-    raise ValidationError.from_exception_data("data", [InitErrorDetails(type=error, loc=loc, input=value)])

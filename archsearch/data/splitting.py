@@ -2,9 +2,9 @@
 
 import hashlib
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import NamedTuple
 
+from archsearch.spec.errors import nearest
 from archsearch.spec.vocabulary import END_OF_DOCUMENT
 
 SPLITS = ("train", "validation", "test")
@@ -22,9 +22,7 @@ class Document(NamedTuple):
 def check_split(split: str) -> None:
     """Raises ValueError with the nearest known name unless `split` is train, validation or test."""
     if split not in SPLITS:
-        near = get_close_matches(split, SPLITS, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(SPLITS)}"
-        raise ValueError(f"split: unknown name {split!r}; {hint}")
+        raise ValueError(f"split: unknown name {split!r}{nearest(split, SPLITS)}")
 
 
 def hash_fraction(key: str | bytes) -> float:

@@ -6,7 +6,6 @@ import tokenize
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from pydoc_data.topics import topics
 
 from archsearch.data.splitting import Document
 from archsearch.data.stripping import docstring_nodes, strip_source
@@ -23,10 +22,12 @@ _SKIPPED_PREFIXES = (
 
 def read_reference(library: Path) -> list[Document]:
     """Docstrings longer than MIN_DOCSTRING characters, then the topics of `help()`; one document each."""
+    from pydoc_data.topics import topics  # half a megabyte that only this function needs
+
     documents = []
-    for module, _, tree in _sources(library):
-        for _, node in docstring_nodes(tree):
-            text = inspect.cleandoc(str(node.value))
+    for module, _, tree in library_sources(library):
+        for _, _, docstring in docstring_nodes(tree):
+            text = inspect.cleandoc(docstring)
             if len(text) > MIN_DOCSTRING:
                 documents.append(Document(module, text))
     documents += [Document(f"topics:{key}", text.strip()) for key, text in sorted(topics.items())]
@@ -35,11 +36,13 @@ def read_reference(library: Path) -> list[Document]:
 
 def read_code(library: Path) -> list[Document]:
     """Each module's source without docstrings and comments; modules that hold nothing else are left out."""
-    documents = [Document(module, strip_source(source, tree)) for module, source, tree in _sources(library)]
+    documents = [
+        Document(module, strip_source(source, tree)) for module, source, tree in library_sources(library)
+    ]
     return [document for document in documents if document.text.strip()]
 
 
-def _sources(library: Path) -> Iterator[tuple[str, str, ast.Module]]:
+def library_sources(library: Path) -> Iterator[tuple[str, str, ast.Module]]:
     """(module, source, syntax tree) of every module that parses, tests and installed packages excluded."""
     for path in sorted(library.rglob("*.py")):
         place = path.relative_to(library)

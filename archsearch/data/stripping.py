@@ -27,19 +27,20 @@ def strip_source(source: str, tree: ast.Module | None = None) -> str:
     return _join(lines, touched, inside_strings)
 
 
-def docstring_nodes(tree: ast.Module) -> Iterator[tuple[ast.AST, ast.Constant]]:
-    """(owner, string) of every docstring in `tree`."""
+def docstring_nodes(tree: ast.Module) -> Iterator[tuple[ast.AST, ast.Expr, str]]:
+    """(owner, statement, text) of every docstring in `tree`."""
     for node in ast.walk(tree):
         if isinstance(node, _DOCUMENTED) and node.body:
             first = node.body[0]
-            value = first.value if isinstance(first, ast.Expr) else None
-            if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                yield node, value
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                text = first.value.value
+                if isinstance(text, str):
+                    yield node, first, text
 
 
 def _docstrings(tree: ast.Module, lines: list[str]) -> list[Span]:
     spans: list[Span] = []
-    for owner, node in docstring_nodes(tree):
+    for owner, node, _ in docstring_nodes(tree):
         assert node.end_lineno is not None
         assert node.end_col_offset is not None
         start = (node.lineno, _characters(lines[node.lineno - 1], node.col_offset))

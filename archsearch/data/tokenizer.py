@@ -1,11 +1,11 @@
 """The byte tokenizer: UTF-8 bytes are the ids, so text of any language encodes without a learned table."""
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 import numpy as np
 import numpy.typing as npt
 
+from archsearch.spec.errors import nearest
 from archsearch.spec.vocabulary import BYTES, TOKENIZERS
 
 
@@ -40,9 +40,7 @@ class ByteTokenizer:
 def get_tokenizer(name: str) -> ByteTokenizer:
     """The tokenizer that specs call `name`. Raises ValueError with the nearest known name."""
     if name not in TOKENIZERS:
-        near = get_close_matches(name, TOKENIZERS, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(TOKENIZERS)}"
-        raise ValueError(f"tokenizer: unknown name {name!r}{hint}")
+        raise ValueError(f"tokenizer: unknown name {name!r}{nearest(name, TOKENIZERS)}")
     return ByteTokenizer(TOKENIZERS[name])
 
 

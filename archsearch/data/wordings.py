@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from itertools import product
 from types import MappingProxyType
 
-ATTRIBUTES = tuple(
-    """
-    boat boss bull cook dog duke farm goat hero home king lake land maid mare mill monk pet pony port ram
-    road ship song town tree wife wine wolf wood
-    """.split()
-)
+ATTRIBUTES = (
+    "boat", "boss", "bull", "cook", "dog", "duke", "farm", "goat", "hero", "home", "king", "lake", "land",
+    "maid", "mare", "mill", "monk", "pet", "pony", "port", "ram", "road", "ship", "song", "town", "tree",
+    "wife", "wine", "wolf", "wood",
+)  # fmt: skip
 
 _SYLLABLES = tuple(onset + vowel for onset, vowel in product("bdfgklmnprstvz", "aeiou"))
 INVENTED = tuple((first + second).capitalize() for first, second in product(_SYLLABLES, repeat=2))
