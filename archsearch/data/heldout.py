@@ -14,7 +14,7 @@ from archsearch.data.facts import pack_documents, write_document
 from archsearch.data.mqar import generate_mqar
 from archsearch.data.random_streams import IGNORE, named_generator
 from archsearch.data.sources import text_tokens
-from archsearch.data.spec import BUILT_IN, DataSpec, DomainSpec, FactsSpec, MqarSpec, SourceSpec, TextSpec
+from archsearch.data.spec import DomainSpec, FactsSpec, MqarSpec, SourceSpec, TextSpec, find_source
 
 Ids = npt.NDArray[np.int64]
 
@@ -112,9 +112,7 @@ def recall_spec(
 
 
 def _resolve(source: str | SourceSpec) -> SourceSpec:
-    if isinstance(source, SourceSpec):
-        return source
-    return DataSpec(mixture={next(iter(BUILT_IN)): 1.0}).source(source)
+    return source if isinstance(source, SourceSpec) else find_source(source)
 
 
 def _mqar_examples(spec: MqarSpec, count: int, seed: int) -> RecallSet:

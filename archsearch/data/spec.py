@@ -8,6 +8,7 @@ Errors are pydantic ValidationErrors whose `loc` leads to the offending YAML key
 """
 
 import math
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -175,6 +176,14 @@ BUILT_IN = MappingProxyType(
 """Sources that a mixture may name without declaring them."""
 
 
+def find_source(name: str, declared: Mapping[str, SourceSpec] = MappingProxyType({})) -> SourceSpec:
+    """The declared, else built-in, source called `name`. Raises ValueError with the nearest known name."""
+    known = {**BUILT_IN, **declared}
+    if name not in known:
+        raise ValueError(f"unknown source {name!r}{nearest(name, known)}")
+    return known[name]
+
+
 class DataSpec(Spec):
     """A mixture: source -> share of the training tokens (any scale), over built-in and declared sources."""
 
@@ -201,10 +210,7 @@ class DataSpec(Spec):
 
     def source(self, name: str) -> SourceSpec:
         """The declared or built-in source called `name`. Raises ValueError with the nearest known name."""
-        found = self.sources.get(name) or BUILT_IN.get(name)
-        if found is None:
-            raise ValueError(f"unknown source {name!r}{nearest(name, {**self.sources, **BUILT_IN})}")
-        return found
+        return find_source(name, self.sources)
 
     def check_context(self, context: int) -> list[tuple[tuple[str, ...], str]]:
         """(loc, message) of every source in the mixture whose sequences do not fill a context exactly."""
