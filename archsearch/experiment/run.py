@@ -86,15 +86,7 @@ class ExperimentRun:
     def evaluate(self) -> dict[str, float]:
         """Score the model as the experiment says; keep the scores, and the weights if training is over."""
         began = time.perf_counter()
-        metrics = evaluate(
-            self.model,
-            self.experiment.data,
-            self.experiment.evaluation,
-            contexts=self.experiment.contexts,
-            domains=self.experiment.domains,
-            recall_tasks=self.experiment.recall_tasks,
-            device=self.device,
-        )
+        metrics = score(self.model, self.experiment, self.device)
         self.seconds += time.perf_counter() - began
         if self.finished:
             self._keep_weights()
@@ -155,6 +147,19 @@ class ExperimentRun:
     def _log(self, point: dict[str, Any]) -> None:
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps(point) + "\n")
+
+
+def score(model: LanguageModel, experiment: Experiment, device: str = "cpu") -> dict[str, float]:
+    """Every metric that the experiment's evaluation asks for."""
+    return evaluate(
+        model,
+        experiment.data,
+        experiment.evaluation,
+        contexts=experiment.contexts,
+        domains=experiment.domains,
+        recall_tasks=experiment.recall_tasks,
+        device=device,
+    )
 
 
 def load_trained(experiment: Experiment, weights: Path, device: str = "cpu") -> LanguageModel:

@@ -5,17 +5,20 @@ An experiment file is a search space without holes; `front/*.yaml` of a run are 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, PlainSerializer, PlainValidator, model_validator
+from pydantic import Field, PlainSerializer, PlainValidator, ValidationError, model_validator
 
 from archsearch.data.heldout import recall_spec
 from archsearch.data.spec import BUILT_IN, DataSpec
 from archsearch.evaluation.spec import EvaluationSpec
 from archsearch.spec import ModelSpec
-from archsearch.spec.errors import Issue, nearest, refuse_all, validate
+from archsearch.spec.errors import Issue, dotted, issues_of, nearest, refuse_all, validate
 from archsearch.spec.layers import Spec
 from archsearch.spec.loading import spec_from
 from archsearch.spec.source import Source
@@ -95,6 +98,36 @@ class Experiment(Spec):
         """Recall sources that are asked."""
         found = [name for name in self.data.mixture if self.data.source(name).kind == "recall"]
         return self.evaluation.recall if self.evaluation.recall is not None else found or ["mqar"]
+
+    @cached_property
+    def hash(self) -> str:
+        """Canonical hash of what the experiment computes: equal experiments give equal results."""
+        parts: dict[str, Any] = {"arch": self.arch.hash, "contexts": self.contexts}
+        parts |= {"domains": self.domains, "recall": self.recall_tasks, "weights": self.data.weights}
+        parts["sources"] = {
+            name: self.data.source(name).model_dump(mode="json")
+            for name in sorted({*self.data.mixture, *self.domains, *self.recall_tasks})
+        }
+        for name, section in (("training", self.training), ("evaluation", self.evaluation)):
+            parts[name] = section.model_dump(mode="json")
+        text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def with_training(self, **changes: Any) -> Experiment:
+        """A copy with other training fields, checked."""
+        return self._with("training", changes)
+
+    def with_evaluation(self, **changes: Any) -> Experiment:
+        """A copy with other evaluation fields, checked."""
+        return self._with("evaluation", changes)
+
+    def _with(self, section: str, changes: dict[str, Any]) -> Experiment:
+        values = self.dump()
+        try:
+            return validate(Experiment, {**values, section: {**values[section], **changes}})
+        except ValidationError as error:
+            issue = issues_of(error, Experiment)[0]
+            raise ValueError(f"{dotted(issue.path)}: {issue.message}") from None
 
     def dump(self) -> dict[str, Any]:
         """Plain YAML values; `Experiment.model_validate` takes them back."""

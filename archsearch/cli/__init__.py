@@ -1,0 +1,65 @@
+"""The command line. Torch and ray are imported inside the commands that need them, never here.
+
+Exit codes: 0 well; 1 the run failed; 2 the user's input is wrong; 3 finished, with failed trials;
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+import typer
+
+from archsearch.cli import inspect, study, train
+
+app = typer.Typer(
+    name="archsearch",
+    help="Declarative architecture search for hybrid language models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(inspect.validate)
+app.command()(inspect.show)
+app.command()(inspect.schema)
+app.command()(train.train)
+app.command("eval")(train.evaluate)
+app.command()(study.sweep)
+app.command()(study.watch)
+app.command()(study.report)
+app.command("ls")(inspect.list_runs)
+
+FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
+
+
+def main() -> NoReturn:
+    """Run a command; every mistake ends in one line and an exit code."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        if os.environ.get("ARCHSEARCH_DEBUG"):
+            raise
+        sys.exit(_explain(error))
+    sys.exit(0)
+
+
+def _explain(error: Exception) -> int:
+    """Say what went wrong in one line on stderr; the exit code that it deserves."""
+    from archsearch.spec.errors import SpecError
+    from archsearch.study import StudyError
+    from archsearch.training.errors import TrainingFailed
+
+    text = " ".join(str(error).split())
+    if isinstance(error, SpecError | StudyError | ValueError):
+        print(text, file=sys.stderr)
+        return WRONG_INPUT
+    if isinstance(error, TrainingFailed):
+        print(f"training failed: {text}", file=sys.stderr)
+        return FAILED
+    name = type(error).__name__
+    print(f"{name}: {text} (ARCHSEARCH_DEBUG=1 shows where)", file=sys.stderr)
+    return FAILED

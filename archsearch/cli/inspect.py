@@ -1,0 +1,203 @@
+"""Commands that read and explain: validate, show, schema, ls."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from archsearch.spec.cost import ITEMSIZE, LayerCost, ModelCost
+from archsearch.spec.errors import SpecError, nearest
+from archsearch.spec.model import ModelSpec
+from archsearch.spec.quantities import bytes_text, count_text
+
+SPACE_SECTIONS = {"objectives", "constraints", "search", "resources"}
+
+
+def validate(
+    paths: Annotated[list[Path], typer.Argument(help="Model specs, experiments or search spaces (YAML).")],
+) -> None:
+    """Check files without building anything; one line each, exit code 2 if one is wrong."""
+    wrong = False
+    for path in paths:
+        try:
+            print(f"{path}: {_describe(path)}")
+        except SpecError as error:
+            wrong = True
+            print(error, file=sys.stderr)
+    raise typer.Exit(2 if wrong else 0)
+
+
+def show(
+    path: Annotated[Path, typer.Argument(help="A model spec or an experiment (YAML).")],
+    context: Annotated[int, typer.Option(help="Tokens of context that FLOPs and state are for.")] = 1024,
+    dtype: Annotated[str, typer.Option(help="Dtype of activations and caches.")] = "float32",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    resolved: Annotated[bool, typer.Option(help="Print the spec with every default written out.")] = False,
+    kernels: Annotated[
+        str | None, typer.Option(help="Say which kernels a model on this device would use (loads torch).")
+    ] = None,
+) -> None:
+    """Layers, parameters, FLOPs and state of a model, from its spec alone."""
+    from archsearch.spec import load_spec, model_cost, to_yaml
+
+    spec = load_spec(path)
+    cost = _cost_or_refuse(model_cost, spec, context, dtype)
+    if as_json:
+        print(json.dumps(_as_json(spec, cost, context, dtype)))
+    elif resolved:
+        print(to_yaml(spec.resolved()), end="")
+    else:
+        _print_table(spec, cost, context, dtype)
+    if kernels is not None:
+        _print_kernels(kernels)
+
+
+def schema() -> None:
+    """Print the JSON Schema of model specs, for editors."""
+    from archsearch.spec.schema import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+
+
+def list_runs(
+    folder: Annotated[Path, typer.Argument(help="Where runs are kept.")] = Path("results"),
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON list.")] = False,
+) -> None:
+    """List the studies under a folder: how far they are and the best they found."""
+    from archsearch.study import Study
+
+    runs = sorted(p.parent for p in folder.glob("**/study.jsonl")) if folder.is_dir() else []
+    rows = [_run_row(run, Study.read(run)) for run in runs]
+    if as_json:
+        print(json.dumps(rows))
+        return
+    if not rows:
+        print(f"no runs under {folder}; `archsearch sweep SPACE` makes one")
+        return
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("run", "status", "trials", "front", "best"):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        best = ", ".join(f"{name} {value:.4g}" for name, value in row["best"].items())
+        table.add_row(row["run"], row["status"], f"{row['done']}/{row['trials']}", str(row["front"]), best)
+    Console().print(table)
+
+
+def _describe(path: Path) -> str:
+    """What a valid file is. Raises `SpecError`."""
+    from archsearch.spec.loading import spec_from
+    from archsearch.spec.source import Source
+
+    source = Source.read(path)
+    value = source.value
+    if isinstance(value, dict) and (SPACE_SECTIONS & value.keys() or _has_hole(value)):
+        from archsearch.search.space import load_space
+
+        space = load_space(path)
+        return f"ok: search space {space.name!r}, {space.search.trials} trials"
+    if isinstance(value, dict) and "arch" in value:
+        from archsearch.experiment import load_experiment
+
+        return f"ok: experiment, {_model_line(load_experiment(path).arch)}"
+    return f"ok: {_model_line(spec_from(source))}"
+
+
+def _model_line(spec: ModelSpec) -> str:
+    from archsearch.spec import model_cost
+
+    params = count_text(model_cost(spec, context=1).total.params)
+    layers = f"{len(spec.nodes)} layer{'s' * (len(spec.nodes) != 1)}"
+    return f"model {spec.name!r}, {layers}, {params} parameters"
+
+
+def _has_hole(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(key.startswith("$") or _has_hole(item) for key, item in value.items())
+    return isinstance(value, list) and any(map(_has_hole, value))
+
+
+def _cost_or_refuse(model_cost: Any, spec: ModelSpec, context: int, dtype: str) -> ModelCost:
+    if dtype not in ITEMSIZE:
+        raise ValueError(f"--dtype: unknown dtype {dtype!r}{nearest(dtype, ITEMSIZE)}")
+    try:
+        return model_cost(spec, context, dtype)
+    except ValueError as error:
+        raise ValueError(f"--context: {error}") from None
+
+
+def _as_json(spec: ModelSpec, cost: ModelCost, context: int, dtype: str) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "hash": spec.hash,
+        **cost.total.as_dict(),
+        "context": context,
+        "dtype": dtype,
+        "d_model": spec.d_model,
+        "vocab": spec.vocab,
+        "embedding": cost.embedding.as_dict(),
+        "head": cost.head.as_dict(),
+        "layers": [layer.as_dict() for layer in cost.layers],
+    }
+
+
+def _print_table(spec: ModelSpec, cost: ModelCost, context: int, dtype: str) -> None:
+    title = f"[b]{spec.name}[/]  d_model {spec.d_model}, vocabulary {spec.vocab}, hash {spec.hash}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_footer=True)
+    total = cost.total
+    table.add_column("layer", "total")
+    table.add_column("kind")
+    table.add_column("parameters", f"{total.params:,}", justify="right")
+    table.add_column("FLOPs/token", f"{round(total.flops):,}", justify="right")
+    table.add_column(f"state @ {context:,} {dtype}", bytes_text(total.state_bytes), justify="right")
+    table.add_row("embedding", "", *_cells(cost.embedding))
+    for layer in cost.layers:
+        _add_layer(table, layer, 0)
+    table.add_row("head", "", *_cells(cost.head))
+    Console().print(table)
+
+
+def _add_layer(table: Table, layer: LayerCost, depth: int) -> None:
+    """A row for the layer; below a parallel, rows for its branches and merge, by the rest of their paths."""
+    indent = "  " * depth
+    name = layer.path if depth == 0 else ".".join(layer.path.rsplit(".", 3)[-3:])
+    table.add_row(indent + name, layer.kind, *_cells(layer.cost))
+    for branch in layer.branches:
+        for inner in branch:
+            _add_layer(table, inner, depth + 1)
+    if layer.merge is not None:
+        table.add_row(f"{indent}  merge", layer.merge[0], *_cells(layer.merge[1]))
+
+
+def _cells(cost: Any) -> tuple[str, str, str]:
+    state = bytes_text(cost.state_bytes) if cost.state_bytes else "-"
+    return f"{cost.params:,}", f"{round(cost.flops):,}", state
+
+
+def _print_kernels(device: str) -> None:
+    from archsearch.mixers.kernels import choose_kernels
+
+    for choice in choose_kernels("auto", device).choices:
+        print(f"{choice.operation}: {choice.name} ({choice.why})")
+
+
+def _run_row(run: Path, study: Any) -> dict[str, Any]:
+    best = {}
+    for name in study.objectives:
+        trial = study.best(name)
+        if trial is not None:
+            best[name] = trial.values[name]
+    return {
+        "run": str(run),
+        "status": study.status,
+        "done": len(study.ended),
+        "trials": study.total,
+        "front": len(study.front()),
+        "best": best,
+    }

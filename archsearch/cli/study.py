@@ -1,0 +1,59 @@
+"""Commands that work on a study: sweep, watch, report."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Run = Annotated[Path, typer.Argument(help="A run's folder.")]
+
+
+def sweep(
+    space: Annotated[Path, typer.Argument(help="A search space (YAML).")],
+    out: Annotated[Path | None, typer.Option(help="The run's folder; default: results/NAME.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Trials in all; default: the space's.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Print the space's size and sample candidates.")] = False,
+    no_dashboard: Annotated[bool, typer.Option(help="Plain lines instead of the dashboard.")] = False,
+) -> None:
+    """Search layouts and mixtures. The same command again continues an unfinished run."""
+    from archsearch.search.space import load_space
+
+    loaded = load_space(space)
+    if dry_run:
+        from archsearch.search.dryrun import describe
+
+        print(describe(loaded))
+        return
+    folder = out or Path("results") / loaded.name
+
+    from archsearch.search.driver import run_sweep
+
+    result = run_sweep(loaded, folder, trials=trials, plain=no_dashboard or None)
+    if result.exit_code != 130:
+        from archsearch.ui.report import write_report
+
+        write_report(folder)
+        print(f"front: {result.front} trials in {folder / 'front'}; report: {folder / 'report.html'}")
+    else:
+        print(f"interrupted; the same command continues {folder}", file=sys.stderr)
+    raise typer.Exit(result.exit_code)
+
+
+def watch(run: Run, interval: Annotated[float, typer.Option(min=0.05, help="Seconds.")] = 0.5) -> None:
+    """Show the dashboard of a run: one that another process works on, or a finished one."""
+    from archsearch.ui.watch import watch as follow
+
+    follow(run, interval=interval)
+
+
+def report(
+    run: Run, out: Annotated[Path | None, typer.Option(help="Where to write; default: the run.")] = None
+) -> None:
+    """Write the front as PNG, HTML, CSV and Parquet."""
+    from archsearch.ui.report import write_report
+
+    write_report(run, out)
+    print(f"wrote {(out or run) / 'report.html'}, front.png, trials.csv and trials.parquet")
