@@ -54,6 +54,8 @@ class Study:
         self._last_time = 0.0
         self._history: list[float] | None = None
         self._front: list[str] | None = None
+        self._complete: list[Trial] | None = None
+        self._best: dict[str, Trial | None] = {}
 
     @classmethod
     def read(cls, run_dir: str | os.PathLike[str]) -> "Study":
@@ -116,11 +118,12 @@ class Study:
     @property
     def complete(self) -> list[Trial]:
         """Trials with a finite value for every objective. A duplicate counts as its original: once."""
-        return [
-            trial
-            for trial in self.trials.values()
-            if trial.state == "complete" and trial.scores(self.objectives)
-        ]
+        if self._complete is None:
+            names = self.objectives
+            self._complete = [
+                trial for trial in self.trials.values() if trial.state == "complete" and trial.scores(names)
+            ]
+        return list(self._complete)
 
     @property
     def reference(self) -> dict[str, float]:
@@ -156,6 +159,10 @@ class Study:
         """The non-dominated complete trials, from best to worst in the first objective."""
         return [self.trials[name] for name in self._front_ids()]
 
+    def on_front(self, trial: Trial) -> bool:
+        """Whether the trial is one of `front`."""
+        return trial.id in self._front_ids()
+
     def best(self, objective: str) -> Trial | None:
         """The complete trial with the best value of `objective`; None before there is one.
 
@@ -166,8 +173,12 @@ class Study:
             raise StudyError(
                 f"{objective}: not an objective of this study; expected one of {', '.join(self.objectives)}"
             )
-        sign = -1.0 if self.header.objectives[objective] == "maximize" else 1.0
-        return min(self.complete, key=lambda trial: sign * (trial.values[objective] or 0.0), default=None)
+        if objective not in self._best:
+            sign = -1.0 if self.header.objectives[objective] == "maximize" else 1.0
+            self._best[objective] = min(
+                self.complete, key=lambda trial: sign * (trial.values[objective] or 0.0), default=None
+            )
+        return self._best[objective]
 
     def hypervolume(self) -> float:
         """Volume between the front and the reference point, in the objectives' units; 0 before a trial."""
@@ -231,6 +242,8 @@ class Study:
     def _stale(self) -> None:
         self._history = None
         self._front = None
+        self._complete = None
+        self._best.clear()
 
     def _take(self, event: dict[str, Any]) -> None:
         check_event(event)

@@ -110,8 +110,11 @@ class Canvas:
         for row, line in enumerate(self.rows()):
             edge = "┤" if row in labels else "│"
             lines.append(Text.assemble((f"{labels.get(row, ''):>{margin}}", quiet), (edge, quiet), line))
+        end = margin + 1 + self.width - len(x_name)
+        titled = _overlay(lines[-1], end, x_name, f"italic {quiet}")
+        lines[-1] = titled or lines[-1]
         lines.append(self._x_axis(margin))
-        lines.append(self._x_labels(margin, x_name))
+        lines.append(self._x_labels(margin, "" if titled else x_name))
         end = margin + 1 + self.width - len(y_name)
         for start in (margin + 2, end, (margin + end) // 2):
             titled = _overlay(lines[0], start, y_name, f"italic {quiet}")

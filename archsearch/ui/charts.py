@@ -1,5 +1,6 @@
 """The two plots of the dashboard: the front, and the training curves of what is running."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -66,7 +67,7 @@ def scatter(study: Study, width: int, height: int) -> Block:
     canvas = _canvas(points, front, width, height)
     if len(study.objectives) == 2:
         directions = _directions(study, x_name, y_name)
-        corner = _worst(canvas.x, directions[0]), _worst(canvas.y, directions[1])
+        corner = worst(canvas.x, directions[0]), worst(canvas.y, directions[1])
         canvas.line(staircase([points[trial.id] for trial in front], directions, corner), theme.GOLD)
     outside = 0
     members = {trial.id for trial in front}
@@ -99,23 +100,42 @@ def scatter_legend(study: Study, width: int) -> Text:
 
 def curves(study: Study, width: int, height: int) -> Block:
     """Training loss against steps of the running trials, beside the last ended ones that were followed."""
-    followed = [trial for trial in study.trials.values() if len(_losses(trial)) > 1]
+    followed = [trial for trial in study.trials.values() if len(losses(trial)) > 1]
     shown = [trial for trial in followed if trial.state == "running"]
     shown += [trial for trial in reversed(study.ended) if trial in followed][: max(0, 4 - len(shown))]
     if not shown or width < _SMALLEST[0] or height < _SMALLEST[1] + 2:
         return [Text("no training curve yet", theme.QUIET)]
-    losses = [loss for trial in shown for _, loss in _losses(trial)]
+    seen = [loss for trial in shown for _, loss in losses(trial)]
     last = max(point.get("steps") or point["step"] for trial in shown for point in trial.curve[-1:])
-    canvas = Canvas(width, height - 3, (0.0, float(last)), span(losses, [min(losses)]))
+    canvas = Canvas(width, height - 3, (0.0, float(last)), span(seen, [min(seen)]))
     canvas.width -= canvas.margin()
     legend = []
     for index, trial in reversed(list(enumerate(shown))):
         colour = _CURVES[index % len(_CURVES)] if trial.state == "running" else theme.QUIET
-        canvas.line(_losses(trial), colour)
+        canvas.line(below(losses(trial), canvas.y[1]), colour)
         if trial.state == "running":
             legend.append(Text.assemble(("━ ", colour), clean(trial.id), (f" {value(trial.loss)}", "bold")))
     lines = canvas.framed("step", "loss, nats a token")
     return [joined(reversed(legend), width), *lines]
+
+
+def progress(study: Study, width: int, height: int) -> Block:
+    """The hypervolume after each complete trial, a line that never falls."""
+    history = study.hypervolume_history()
+    if len(history) < 2 or width < _SMALLEST[0] or height < _SMALLEST[1] + 2:
+        return [Text("no progress to draw yet", theme.QUIET)]
+    canvas = Canvas(width, height - 2, (1.0, float(len(history))), (0.0, history[-1] * 1.05 or 1.0))
+    canvas.width -= canvas.margin()
+    steps = [(1.0, history[0])]
+    for number, (before, after) in enumerate(itertools.pairwise(history), start=2):
+        steps += [(float(number), before), (float(number), after)]
+    canvas.line(steps, theme.GOLD)
+    return canvas.framed("complete trials", "hypervolume")
+
+
+def training(study: Study) -> bool:
+    """Whether there is a curve worth drawing of a trial that runs."""
+    return any(trial.state == "running" and len(losses(trial)) > 1 for trial in study.trials.values())
 
 
 def _axes(study: Study) -> tuple[str, str]:
@@ -128,7 +148,8 @@ def _directions(study: Study, x_name: str, y_name: str) -> tuple[str, str]:
     return study.header.objectives[x_name], study.header.objectives[y_name]
 
 
-def _worst(reach: tuple[float, float], direction: str) -> float:
+def worst(reach: tuple[float, float], direction: str) -> float:
+    """The worse end of an axis."""
     return reach[0] if direction == "maximize" else reach[1]
 
 
@@ -151,7 +172,13 @@ def _canvas(
     return canvas
 
 
-def _losses(trial: Trial) -> list[tuple[float, float]]:
+def below(points: Sequence[tuple[float, float]], top: float) -> list[tuple[float, float]]:
+    """The points under `top`, for a curve whose steep start would flatten the rest; the last one stays."""
+    return [point for point in points if point[1] <= top] or list(points[-1:])
+
+
+def losses(trial: Trial) -> list[tuple[float, float]]:
+    """The (step, loss) points of a trial's curve, finite ones only."""
     return [
         (float(point["step"]), float(point["loss"]))
         for point in trial.curve

@@ -8,7 +8,7 @@ from rich.text import Text
 from archsearch.study import Study
 from archsearch.ui import theme
 from archsearch.ui.blocks import Block, beside, fit, joined, panel
-from archsearch.ui.charts import curves, scatter, scatter_legend
+from archsearch.ui.charts import curves, progress, scatter, scatter_legend, training
 from archsearch.ui.events import event_line, stamped
 from archsearch.ui.glyphs import legend
 from archsearch.ui.header import header
@@ -64,7 +64,8 @@ def _wide(study: Study, width: int, height: int, said: Sequence[Said]) -> Block:
     lower = height * 2 // 5 if height >= 30 else 0
     side = _front(study, right, height - lower)
     if lower:
-        side += panel(curves(study, right - 4, lower - 2), right, lower, _name("training"))
+        draw, name = (curves, "training") if training(study) else (progress, "progress")
+        side += panel(draw(study, right - 4, lower - 2), right, lower, _name(name))
     return beside(column, side)
 
 

@@ -57,7 +57,7 @@ def _trial_line(study: Study, event: dict[str, Any], short: bool) -> Text | None
         return Text.assemble((theme.MARKS["running"][0], theme.ACCENT), " ", name, (what, theme.QUIET))
     character, colour = theme.MARKS.get(state, ("?", theme.QUIET))
     if state == "complete":
-        if trial in study.front():
+        if study.on_front(trial):
             character, colour = theme.MARKS["front"]
         values = event.get("values") or trial.values
         told = "  ".join(

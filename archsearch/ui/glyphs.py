@@ -8,6 +8,7 @@
 When even the shortest form is too wide, the rest is counted: `MA-…+6`.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,29 +62,29 @@ def layer_glyph(layer: dict[str, Any]) -> str:
 
 def legend(layouts: Sequence[Sequence[dict[str, Any]]]) -> list[Text]:
     """What the glyphs and merge marks of these layouts stand for, most frequent kinds first."""
-    kinds: dict[tuple[str, str, str], int] = {}
-    merges: dict[str, int] = {}
-    for layout in layouts:
-        for layer in theme.leaves(layout):
-            windowed = bool(layer.get("window"))
-            kind = str(layer.get("kind", "?"))
-            name = f"windowed {kind}" if windowed else kind
-            colour = theme.layer_colour(str(layer.get("family")), kind, windowed)
-            key = (layer_glyph(layer), clean(name), colour)
-            kinds[key] = kinds.get(key, 0) + 1
-        for merge in _merges(layout):
-            merges[merge] = merges.get(merge, 0) + 1
+    merges = Counter(merge for layout in layouts for merge in _merges(layout))
     entries = [
         Text.assemble((glyph, f"bold {colour}"), (f" {name}", theme.QUIET))
-        for glyph, name, colour in sorted(kinds, key=lambda key: -kinds[key])
+        for glyph, name, colour in kinds(layouts)
     ]
     entries += [
         Text.assemble(
             ("(│)", _BRACKET), (f"{merge_mark(merge)} {clean(merge).replace('_', ' ')}", theme.QUIET)
         )
-        for merge in sorted(merges, key=lambda name: -merges[name])
+        for merge, _ in merges.most_common()
     ]
     return entries
+
+
+def kinds(layouts: Sequence[Sequence[dict[str, Any]]]) -> list[tuple[str, str, str]]:
+    """(glyph, name, colour) of every kind of layer in these layouts, most frequent first."""
+    found: Counter[tuple[str, str, str]] = Counter()
+    for layout in layouts:
+        for layer in theme.leaves(layout):
+            kind, windowed = str(layer.get("kind", "?")), bool(layer.get("window"))
+            name = clean(f"windowed {kind}" if windowed else kind)
+            found[layer_glyph(layer), name, theme.layer_colour(str(layer.get("family")), kind, windowed)] += 1
+    return [key for key, _ in found.most_common()]
 
 
 def merge_mark(merge: str) -> str:

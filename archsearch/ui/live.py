@@ -202,7 +202,7 @@ class PlainReporter:
 
 
 def open_reporter(study: Study, console: Console | None = None, plain: bool | None = None) -> Reporter:
-    """The dashboard where `console` (by default stderr) is a terminal; plain lines elsewhere or if `plain`."""
+    """The dashboard where `console` (by default stderr) is a terminal, else or if `plain` plain lines."""
     console = console or Console(file=sys.stderr)
     if plain is None:
         plain = not console.is_terminal or console.is_dumb_terminal

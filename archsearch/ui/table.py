@@ -56,7 +56,7 @@ def mark(study: Study, trial: Trial) -> tuple[str, str]:
     """A trial's state as a character and its colour."""
     if trial.state == "running":
         return theme.MARKS["running" if study.live else "stopped"]
-    if trial in study.front():
+    if study.on_front(trial):
         return theme.MARKS["front"]
     return theme.MARKS.get(trial.state, ("?", theme.QUIET))
 

@@ -1,0 +1,254 @@
+"""`front.png`: every complete trial by its first two objectives, the front, and the layouts on it."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from archsearch.study import Study, Trial
+from archsearch.ui import theme
+from archsearch.ui.blocks import clean
+from archsearch.ui.charts import span, staircase, worst
+from archsearch.ui.glyphs import kinds, layer_glyph
+from archsearch.ui.table import mixture_shares
+from archsearch.ui.units import count, value
+
+_INK, _FAINT, _GRID = "#1f2933", "#616e7c", "#e4e7eb"
+_DOTS_PER_INCH = 200
+_LISTED = 14
+
+UNITS = {
+    "recall": "share of queries answered",
+    "perplexity": "per token",
+    "bits_per_byte": "bits a byte",
+    "state_bytes": "bytes",
+}
+"""What common objectives are measured in."""
+
+
+def write_front(study: Study, path: Path) -> None:
+    """Draw the study's front into `path` as PNG; a study without complete trials gets a plot that says so."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    style: Any = {
+        "font.family": "DejaVu Sans",
+        "font.size": 9,
+        "text.color": _INK,
+        "axes.labelcolor": _INK,
+        "axes.edgecolor": _FAINT,
+        "xtick.color": _FAINT,
+        "ytick.color": _FAINT,
+        "text.parse_math": False,
+    }
+    with rc_context(style):
+        figure = Figure(figsize=(11, 5.6), facecolor="white")
+        FigureCanvasAgg(figure)
+        plot, listing = figure.subplots(
+            1, 2, width_ratios=(1.55, 1), gridspec_kw={"left": 0.065, "right": 0.985, "wspace": 0.06}
+        )
+        figure.subplots_adjust(top=0.83, bottom=0.11)
+        _title(figure, study)
+        _points(plot, study)
+        _layouts(listing, study)
+        figure.savefig(path, dpi=_DOTS_PER_INCH, metadata={"Software": "archsearch"})
+
+
+def axis_label(study: Study, name: str) -> str:
+    """An objective with its unit, where it is known, and the better direction."""
+    unit = f", {UNITS[name]}" if name in UNITS else ""
+    better = "higher" if study.header.objectives[name] == "maximize" else "lower"
+    return f"{clean(name)}{unit} ({better} is better)"
+
+
+def _title(figure: Any, study: Study) -> None:
+    counts = study.counts()
+    told = [f"{counts.get('complete', 0)} complete of {study.total} trials"]
+    if study.front():
+        told.append(f"front of {len(study.front())}")
+        told.append(f"hypervolume {value(study.hypervolume())} against ({_reference(study)})")
+    figure.text(0.065, 0.945, clean(study.header.name), fontsize=14, fontweight="bold")
+    figure.text(0.065, 0.905, "   ·   ".join(told), fontsize=9, color=_FAINT)
+
+
+def _reference(study: Study) -> str:
+    entries = [
+        f"{clean(name)} {value(entry)}{'*' if name in study.assumed_reference else ''}"
+        for name, entry in study.reference.items()
+    ]
+    star = "; * worst value seen" if study.assumed_reference else ""
+    return ", ".join(entries) + star
+
+
+def _points(plot: Any, study: Study) -> None:
+    plot.spines[["top", "right"]].set_visible(False)
+    plot.grid(color=_GRID, linewidth=0.7)
+    plot.set_axisbelow(True)
+    complete, front = study.complete, study.front()
+    if not complete:
+        plot.text(0.5, 0.5, "no trial has completed", transform=plot.transAxes, ha="center", color=_FAINT)
+        plot.set(xticks=[], yticks=[])
+        return
+    y_name = study.objectives[0]
+    x_name = study.objectives[1] if len(study.objectives) > 1 else y_name
+    points = {trial.id: (trial.values[x_name] or 0.0, trial.values[y_name] or 0.0) for trial in complete}
+    kept = [points[trial.id] for trial in front]
+    x = span([point[0] for point in points.values()], [point[0] for point in kept])
+    y = span([point[1] for point in points.values()], [point[1] for point in kept])
+    if len(study.objectives) == 2:
+        _attained(plot, study, kept, (x, y), (x_name, y_name))
+    members = {trial.id for trial in front}
+    for name, colour in theme.COMPOSITIONS.items():
+        group = [trial for trial in complete if theme.composition(trial.layout) == name]
+        if group:
+            edges = [theme.GOLD if trial.id in members else "white" for trial in group]
+            sizes = [90 if trial.id in members else 46 for trial in group]
+            widths = [2.2 if trial.id in members else 0.8 for trial in group]
+            plot.scatter(
+                *zip(*(points[trial.id] for trial in group), strict=True),
+                s=sizes, c=colour, edgecolors=edges, linewidths=widths, label=name, zorder=3,
+            )  # fmt: skip
+    for trial in front:
+        plot.annotate(
+            clean(trial.id), points[trial.id], xytext=(7, -13), textcoords="offset points",
+            fontsize=8.5, fontweight="bold", color="#7a5901", zorder=4,
+        )  # fmt: skip
+    outside = sum(not (x[0] <= a <= x[1] and y[0] <= b <= y[1]) for a, b in points.values())
+    if outside:
+        words = f"{outside} trial{'s' if outside > 1 else ''} beyond these axes"
+        plot.text(0.99, 0.015, words, transform=plot.transAxes, ha="right", fontsize=8, color=_FAINT)
+    plot.set(xlim=x, ylim=y, xlabel=axis_label(study, x_name), ylabel=axis_label(study, y_name))
+    _legend(plot)
+
+
+def _attained(
+    plot: Any,
+    study: Study,
+    kept: Sequence[tuple[float, float]],
+    limits: tuple[tuple[float, float], tuple[float, float]],
+    names: tuple[str, str],
+) -> None:
+    """The front's staircase, the region it dominates, and the reference point where it lies in view."""
+    directions = study.header.objectives[names[0]], study.header.objectives[names[1]]
+    corner = worst(limits[0], directions[0]), worst(limits[1], directions[1])
+    steps = staircase(kept, directions, corner)
+    plot.fill(*zip(*steps, corner, strict=True), color=theme.GOLD, alpha=0.07, linewidth=0, zorder=1)
+    plot.plot(*zip(*steps, strict=True), color=theme.GOLD, linewidth=1.6, zorder=2)
+    at = study.reference[names[0]], study.reference[names[1]]
+    if all(low <= entry <= high for entry, (low, high) in zip(at, limits, strict=True)):
+        plot.plot(*at, marker="+", markersize=11, color=_FAINT, zorder=3)
+        plot.annotate("reference", at, xytext=(6, 6), textcoords="offset points", fontsize=8, color=_FAINT)
+
+
+def _legend(plot: Any) -> None:
+    from matplotlib.lines import Line2D
+
+    handles, labels = plot.get_legend_handles_labels()
+    dots = [
+        Line2D([], [], linestyle="", marker="o", color=handle.get_facecolor()[0], markersize=6.5)
+        for handle in handles
+    ]
+    ring = Line2D(
+        [], [], linestyle="", marker="o", markerfacecolor="white", markeredgecolor=theme.GOLD,
+        markeredgewidth=2, markersize=8,
+    )  # fmt: skip
+    plot.legend(
+        [ring, *dots], ["front", *labels], ncols=len(dots) + 1, loc="lower left", bbox_to_anchor=(-0.01, 1.0),
+        frameon=False, fontsize=8, handletextpad=0.2, columnspacing=1.2, borderaxespad=0.1,
+    )  # fmt: skip
+
+
+def _layouts(listing: Any, study: Study) -> None:
+    """The front's layouts from input (left) to output (right), parallel branches above one another."""
+    listing.axis("off")
+    front = study.front()
+    shown = front[:_LISTED]
+    rows = max(5, len(shown)) + 0.6
+    listing.set(xlim=(0, 1), ylim=(rows, -0.45))
+    if not shown:
+        return
+    listing.text(0.0, -0.28, "on the front, input to output", fontsize=8, color=_FAINT)
+    longest = max(_natural(trial.layout) for trial in shown)
+    for row, trial in enumerate(shown):
+        words = "   ".join(f"{clean(name)} {value(trial.values[name])}" for name in study.objectives)
+        listing.text(0.0, row + 0.16, clean(trial.id), fontsize=8.5, fontweight="bold", color="#7a5901")
+        params = trial.cost.get("params")
+        told = words + (f"   {count(params)} params" if isinstance(params, int | float) else "")
+        listing.text(0.11, row + 0.16, told, fontsize=8, color=_FAINT)
+        width = min(0.075 * _natural(trial.layout), _natural(trial.layout) / longest)
+        _cells(listing, trial.layout, (0.0, width), (row + 0.24, row + 0.72))
+        _mixture(listing, study, trial, row + 0.77)
+    if len(front) > len(shown):
+        listing.text(0.99, -0.28, f"and {len(front) - len(shown)} more", fontsize=8, color=_FAINT, ha="right")
+    _keys(listing, study, shown, rows)
+
+
+def _mixture(listing: Any, study: Study, trial: Trial, top: float) -> None:
+    left = 0.002
+    shares = mixture_shares(study, trial)
+    total = sum(share for share, _ in shares) or 1.0
+    for share, colour in shares:
+        listing.barh(top, 0.6 * share / total, 0.07, left, color=colour, align="edge")
+        left += 0.6 * share / total
+
+
+def _keys(listing: Any, study: Study, shown: Sequence[Trial], rows: float) -> None:
+    """What the letters and the colours of the mixtures stand for, in two lines at the bottom."""
+    letters = [
+        (f"{glyph} {name}", colour) for glyph, name, colour in kinds([trial.layout for trial in shown])
+    ]
+    sources = [
+        (clean(name), theme.source_colour(name, study.header.sources)) for name in study.header.sources
+    ]
+    for line, entries in ((rows - 0.28, letters[:4]), (rows - 0.02, sources[:6])):
+        left = 0.0
+        for words, colour in entries:
+            listing.plot(left + 0.01, line - 0.06, marker="s", markersize=5.5, color=colour, clip_on=False)
+            listing.text(left + 0.03, line, words, fontsize=7.5, color=_FAINT)
+            left += 0.065 + 0.0135 * len(words)
+
+
+def _natural(layout: Sequence[dict[str, Any]]) -> float:
+    """A layout's length in layers; a parallel is as long as its longest branch."""
+    return sum(
+        max((_natural(branch) for branch in item.get("branches", ())), default=1.0)
+        if theme.is_parallel(item)
+        else 1.0
+        for item in layout
+    )
+
+
+def _cells(
+    plot: Any, layout: Sequence[dict[str, Any]], across: tuple[float, float], down: tuple[float, float]
+) -> None:
+    from matplotlib.patches import FancyBboxPatch
+
+    total = _natural(layout) or 1.0
+    left = across[0]
+    for item in layout:
+        right = left + (across[1] - across[0]) * _natural([item]) / total
+        if theme.is_parallel(item):
+            branches = item.get("branches", ())
+            height = (down[1] - down[0]) / max(1, len(branches))
+            for index, branch in enumerate(branches):
+                top = down[0] + index * height
+                _cells(plot, branch, (left, right), (top, top + height))
+        else:
+            kind, windowed = str(item.get("kind")), bool(item.get("window"))
+            colour = theme.layer_colour(str(item.get("family")), kind, windowed)
+            inset = 0.004
+            plot.add_patch(
+                FancyBboxPatch(
+                    (left + inset, down[0] + 0.02), right - left - 2 * inset, down[1] - down[0] - 0.04,
+                    boxstyle="round,pad=0,rounding_size=0.008", mutation_aspect=6, linewidth=0,
+                    facecolor=colour,
+                )
+            )  # fmt: skip
+            size = min(8.5, 15 * (down[1] - down[0]), 115 * (right - left))
+            if size >= 3.5 and math.isfinite(size):
+                plot.text(
+                    (left + right) / 2, (down[0] + down[1]) / 2, layer_glyph(item), fontsize=size,
+                    color="white", fontweight="bold", ha="center", va="center_baseline",
+                )  # fmt: skip
+        left = right
