@@ -32,9 +32,9 @@ def compile_model(
 def _initialise(model: LanguageModel, generator: torch.Generator) -> None:
     """Draw every weight, in the order of the graph; a shared layer once."""
     with torch.no_grad():
-        model.embedding.weight.normal_(0, model.spec.embedding.initial_std, generator=generator)
+        model.embedding.weight.normal_(0, model.spec.embedding.std, generator=generator)
         if model.positions is not None:
-            model.positions.weight.normal_(0, model.spec.embedding.initial_std, generator=generator)
+            model.positions.weight.normal_(0, model.spec.embedding.std, generator=generator)
         if model.head is not None:
             bound = model.spec.d_model**-0.5
             model.head.weight.uniform_(-bound, bound, generator=generator)

@@ -42,17 +42,13 @@ class Positions(Spec):
 class EmbeddingSpec(Spec):
     """Token embeddings and the output head.
 
-    tied: the head is the embedding's transpose. std: of the embedding's initial values; default: 1, or 0.02
-    when tied (a tied head with unit weights starts at a uselessly large loss).
+    tied: the head is the embedding's transpose. std: of the embedding's initial values. positions: learned
+    absolute positions; by default there are none, and each layer brings its own.
     """
 
     tied: bool = False
-    std: float | None = Field(default=None, gt=0)
+    std: float = Field(default=0.02, gt=0, allow_inf_nan=False)
     positions: Positions | None = None
-
-    @property
-    def initial_std(self) -> float:
-        return self.std or (0.02 if self.tied else 1.0)
 
 
 class ScalesSpec(Spec):
@@ -149,13 +145,12 @@ class ModelSpec(Spec):
 
     def canonical(self) -> dict[str, Any]:
         """The model without names, shorthand, or defaults left unsaid."""
-        embedding = self.embedding.model_dump() | {"std": self.embedding.initial_std}
         return {
             "vocab": self.vocab,
             "d_model": self.d_model,
             "norm": self.norm.model_dump(exclude={"placement"}),
             "final_norm": self.final_norm,
-            "embedding": embedding,
+            "embedding": self.embedding.model_dump(),
             "scales": self.scales.model_dump(),
             "layers": [_canonical_node(node) for node in self.nodes],
         }
@@ -167,7 +162,6 @@ class ModelSpec(Spec):
     def resolved(self) -> dict[str, Any]:
         """The same model written out: repeats unrolled, every default value shown."""
         head = self.model_dump(exclude={"layers", "pattern", "defaults"})
-        head["embedding"]["std"] = self.embedding.initial_std
         shared = sorted({n.owner for node in self.nodes for n in node.walk() if n.owner is not None})
         names = {path: f"shared_{i}" for i, path in enumerate(shared)}
         head["layers"] = [_written_out(node, names) for node in self.nodes]
