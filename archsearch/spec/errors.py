@@ -121,7 +121,7 @@ def explain(error: ErrorDetails, cls: type[BaseModel]) -> str:
         owner = _model_at(cls, error["loc"][:-1])
         known = [f.alias or name for name, f in owner.model_fields.items()] if owner else []
         return f"unknown key {error['loc'][-1]!r}{nearest(error['loc'][-1], known)}"
-    if kind == "missing":
+    if kind == "missing" and isinstance(error["loc"][-1], str):
         return f"missing key {error['loc'][-1]!r}"
     if kind == "literal_error":
         words = [w.strip("'") for w in context["expected"].replace(" or ", ", ").split(", ")]
@@ -132,6 +132,12 @@ def explain(error: ErrorDetails, cls: type[BaseModel]) -> str:
     if bound is not None:
         limit = context.get(bound[1])
         return f"must be {bound[0]} {limit}, found {shown(found)}"
+    if kind == "missing":
+        return f"missing the value at index {error['loc'][-1]}, found {shown(found)}"
+    if kind == "too_long":
+        return f"takes at most {context['max_length']}, found {shown(found)}"
+    if kind == "string_pattern_mismatch":
+        return f"expected a word of the form {context['pattern']}, found {shown(found)}"
     if kind in ("too_short", "string_too_short"):
         return f"needs at least {context['min_length']}, found {shown(found)}"
     if kind == "value_error":

@@ -13,6 +13,7 @@ from archsearch.spec.entries import Entry, Parallel, Pattern, Repeat, Share
 from archsearch.spec.errors import FieldError, Issue, Path, nearest
 from archsearch.spec.layers import Layer
 from archsearch.spec.merges import Merge
+from archsearch.spec.pattern import MAX_NESTING
 
 MAX_LAYERS = 4096
 
@@ -120,6 +121,9 @@ class Expansion:
         if len(layer.branches) < 2:
             found = "none" if not layer.branches else "one"
             raise GraphError(at("branches"), f"a parallel needs at least 2 branches, found {found}")
+        if node.path.count("branches") >= MAX_NESTING:
+            # Also what ends a default of `parallel` whose branches hold a parallel that takes that default.
+            raise GraphError(at("branches"), f"parallel branches nested deeper than {MAX_NESTING}")
         branches = []
         for i, entries in enumerate(layer.branches):
             source = (*at("branches"), i)
@@ -164,6 +168,9 @@ class Expansion:
         owner = self.named[entry.share][1]
         if owner is None:
             raise GraphError(where, f"a cycle: {entry.share!r} is shared inside itself")
+        # The shared layers run again: parallels that share parallels double at each level.
+        self._check_size(sum(1 for _ in owner.walk()), where, "the layers expand to")
+        self.count += sum(1 for _ in owner.walk()) - 1
         return replace(owner, path=path, source=source, owner=owner.path)
 
     def _check_size(self, more: int, source: Path, what: str) -> None:
@@ -190,7 +197,9 @@ class _Locator:
 def _with_defaults(layer: Layer, default: Layer | None) -> Layer:
     if default is None:
         return layer
-    missing = default.model_fields_set - layer.model_fields_set
+    said = layer.model_fields_set
+    ways = [way for way in layer.alternatives if way & said]
+    missing = default.model_fields_set - said - set().union(*ways)
     return layer.model_copy(update={name: getattr(default, name) for name in missing})
 
 

@@ -15,7 +15,7 @@ Costs are exact and need no torch:
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -29,7 +29,14 @@ RECURRENT_ITEMSIZE = 4
 class Spec(BaseModel):
     """Base of everything a user writes: immutable, no unknown keys, no silent conversions."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False
+    )
+
+
+Size = Annotated[int, Field(ge=1, le=1 << 24)]
+"""A width or a number of heads; the bound keeps a slip of the keyboard from asking for a world of memory."""
+Unbounded = Annotated[float, Field(allow_inf_nan=True)]
 
 
 class Layer(Spec):
@@ -47,6 +54,8 @@ class Layer(Spec):
     """One character for `pattern` strings (Megatron's letters where it has one)."""
     glyph: ClassVar[str] = "?"
     """One character for drawings."""
+    alternatives: ClassVar[tuple[frozenset[str], ...]] = ()
+    """Fields that say the same thing: a layer that gives one takes no default for the others."""
 
     residual: bool | None = None
     norm: Norm | None = None
@@ -103,9 +112,9 @@ class Attention(Layer):
     symbol = "*"
     glyph = "A"
 
-    heads: int | None = Field(default=None, ge=1)
-    kv_heads: int | None = Field(default=None, ge=1)
-    head_dim: int | None = Field(default=None, ge=1)
+    heads: Size | None = None
+    kv_heads: Size | None = None
+    head_dim: Size | None = None
     rope: Rope | None = Rope()
     window: int | None = Field(default=None, ge=1)
     qk_norm: Literal["head", "full"] | None = None
@@ -139,7 +148,9 @@ class Attention(Layer):
         )
 
     def _widths(self) -> tuple[int, int]:
-        assert self.heads and self.kv_heads and self.head_dim, "resolve the layer first"
+        assert self.heads is not None, "resolve the layer first"
+        assert self.kv_heads is not None
+        assert self.head_dim is not None
         return self.heads * self.head_dim, self.kv_heads * self.head_dim
 
     def inner_width(self, d_model: int) -> int:
@@ -183,10 +194,10 @@ class Mamba2(Layer):
     symbol = "M"
     glyph = "M"
 
-    d_state: int = Field(default=128, ge=1)
-    expand: float = Field(default=2, gt=0)
-    head_dim: int = Field(default=64, ge=1)
-    groups: int = Field(default=1, ge=1)
+    d_state: Size = 128
+    expand: float = Field(default=2, gt=0, le=1 << 12)
+    head_dim: Size = 64
+    groups: Size = 1
     d_conv: int = Field(default=4, ge=2, le=64)
     conv_bias: bool = True
     bias: bool = False
@@ -194,20 +205,20 @@ class Mamba2(Layer):
     dt_min: float = Field(default=1e-3, gt=0)
     dt_max: float = Field(default=0.1, gt=0)
     dt_floor: float = Field(default=1e-4, gt=0)
-    dt_limit: tuple[float, float] = Field(default=(0.0, math.inf), strict=False)
+    dt_limit: tuple[float, Unbounded] = Field(default=(0.0, math.inf), strict=False)
     A_init: tuple[float, float] = Field(default=(1.0, 16.0), strict=False)
 
     def resolve(self, d_model: int) -> Mamba2:
-        inner = self.expand * d_model
-        if inner != int(inner):
-            raise FieldError("expand", f"expand {self.expand} x d_model {d_model} is not a whole number")
-        if int(inner) % self.head_dim:
+        inner = self.inner_width(d_model)
+        if not inner or not math.isclose(self.expand * d_model, inner):
+            raise FieldError("expand", f"expand {self.expand:g} x d_model {d_model} is not a whole number")
+        if inner % self.head_dim:
             raise FieldError(
                 "head_dim",
-                f"head_dim {self.head_dim} does not divide the inner width {int(inner)} "
+                f"head_dim {self.head_dim} does not divide the inner width {inner} "
                 f"(expand {self.expand:g} x d_model {d_model})",
             )
-        heads = int(inner) // self.head_dim
+        heads = inner // self.head_dim
         if heads % self.groups:
             raise FieldError("groups", f"{self.groups} groups do not divide {heads} heads")
         if self.dt_min > self.dt_max:
@@ -215,13 +226,16 @@ class Mamba2(Layer):
         for name in ("dt_limit", "A_init"):
             low, high = getattr(self, name)
             if not 0 <= low < high and not (name == "A_init" and 0 < low <= high):
-                raise FieldError(name, f"expected [low, high] with 0 <= low < high, found [{low:g}, {high:g}]")
-        if self.A_init[0] <= 0 or math.isinf(self.A_init[1]):
-            raise FieldError("A_init", "decay rates must be above 0 and finite")
+                raise FieldError(
+                    name, f"expected [low, high] with 0 <= low < high, found [{low:g}, {high:g}]"
+                )
+        if self.A_init[0] <= 0:
+            raise FieldError("A_init", f"decay rates must be above 0, found {self.A_init[0]:g}")
         return self
 
     def inner_width(self, d_model: int) -> int:
-        return int(self.expand * d_model)
+        # Rounded: 1.1 x 10 is 11.000000000000002.
+        return round(self.expand * d_model)
 
     def heads(self, d_model: int) -> int:
         return self.inner_width(d_model) // self.head_dim
@@ -267,9 +281,10 @@ class Mlp(Layer):
     family = "channel"
     symbol = "-"
     glyph = "-"
+    alternatives = (frozenset({"expand", "hidden"}),)
 
-    expand: float | None = Field(default=None, gt=0)
-    hidden: int | None = Field(default=None, ge=1)
+    expand: float | None = Field(default=None, gt=0, le=1 << 12)
+    hidden: Size | None = None
     activation: Activation = "swiglu"
     bias: bool = False
 

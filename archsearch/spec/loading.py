@@ -39,7 +39,7 @@ def to_yaml(value: Any) -> str:
     """Plain values as YAML: small collections on one line, the rest in blocks, keys in order."""
     if isinstance(value, ModelSpec):
         value = value.dump()
-    yaml = YAML(typ="safe", pure=True)
+    yaml: Any = YAML(typ="safe", pure=True)
     yaml.default_flow_style = None
     yaml.sort_base_mapping_type_on_output = False  # keep the order in which a person would write it
     yaml.width = 100

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from archsearch.spec.errors import FieldError, nearest, quoted, refuse, shown, validate
-from archsearch.spec.layers import Spec, mean_keys
+from archsearch.spec.layers import Size, Spec, mean_keys
 
 Widths = tuple[int, ...]
 
@@ -125,13 +125,14 @@ class NormedMean(Merge):
     kind = "normed_mean"
 
     norm: bool = True
-    heads: int = Field(default=1, ge=1)
+    heads: Size = 1
 
     def resolve(self, d_model: int, widths: Widths, families: tuple[set[str], ...]) -> Any:
         if not self.norm:
             raise FieldError("norm", "normed_mean without its norm is `mean`")
-        if any(width % self.heads for width in widths):
-            raise FieldError("heads", f"{self.heads} heads do not divide the width {widths[0]}")
+        for width in widths:
+            if width % self.heads:
+                raise FieldError("heads", f"{self.heads} heads do not divide the width {width}")
         return super().resolve(d_model, widths, families)
 
 
@@ -150,10 +151,17 @@ class CrossAttention(Merge):
 
     norm: bool = True
     query: int | str = Field(default=0, union_mode="left_to_right")
-    heads: int | None = Field(default=None, ge=1)
-    kv_heads: int | None = Field(default=None, ge=1)
+    heads: Size | None = None
+    kv_heads: Size | None = None
     window: int | None = Field(default=None, ge=1)
     residual: bool = True
+
+    @field_validator("query", mode="before")
+    @classmethod
+    def _is_a_branch(cls, value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            refuse((), f"expected 0, 1 or the word that names a branch, found {shown(value)}", value)
+        return value
 
     def resolve(self, d_model: int, widths: Widths, families: tuple[set[str], ...]) -> Any:
         _two(self, widths)
@@ -175,13 +183,16 @@ class CrossAttention(Merge):
             return self.query
         named = [i for i, words in enumerate(families) if self.query in words]
         if not named:
-            raise FieldError("query", f"no branch is {self.query!r}{nearest(self.query, set().union(*families))}")
+            raise FieldError(
+                "query", f"no branch is {self.query!r}{nearest(self.query, set().union(*families))}"
+            )
         if len(named) > 1:
             raise FieldError("query", f"both branches are {self.query!r}; expected 0 or 1")
         return named[0]
 
     def _kv_width(self, d_model: int) -> int:
-        assert self.heads and self.kv_heads, "resolve the merge first"
+        assert self.heads is not None, "resolve the merge first"
+        assert self.kv_heads is not None
         return d_model // self.heads * self.kv_heads
 
     def params(self, d_model: int, widths: Widths) -> int:
@@ -198,7 +209,9 @@ class CrossAttention(Merge):
 
 def _two(merge: Merge, widths: Widths) -> None:
     if len(widths) != 2:
-        raise FieldError("", f"{merge.kind} merges two branches, found {len(widths)}; nest parallels for more")
+        raise FieldError(
+            "", f"{merge.kind} merges two branches, found {len(widths)}; nest parallels for more"
+        )
 
 
 MERGES: dict[str, type[Merge]] = {
@@ -210,8 +223,9 @@ def parse_merge(value: Any) -> Merge:
     """`mean`, or `{gate: {by: token}}`."""
     if isinstance(value, Merge):
         return value
+    fields: Any = {}
     if isinstance(value, str):
-        word, fields = value, {}
+        word = value
     elif isinstance(value, dict) and len(value) == 1:
         ((word, fields),) = value.items()
     else:

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainSerializer, PlainValidator, field_validator, model_validator
 
 from archsearch.spec.entries import Entries, Pattern, checked_pattern, layer_kinds
-from archsearch.spec.errors import nearest, refuse, shown, under, validate
+from archsearch.spec.errors import nearest, refuse, shown, validate
 from archsearch.spec.graph import Expansion, GraphError, Node
-from archsearch.spec.layers import Layer, Norm, Spec
+from archsearch.spec.layers import Layer, Norm, Size, Spec
 from archsearch.spec.vocabulary import TOKENIZERS
 
 
@@ -36,7 +36,7 @@ class NormSpec(Spec):
 class Positions(Spec):
     """Learned absolute positions, added to the embeddings. learned: the longest context."""
 
-    learned: int = Field(ge=1)
+    learned: Size
 
 
 class EmbeddingSpec(Spec):
@@ -117,7 +117,8 @@ class ModelSpec(Spec):
         if not self.tokenizer and not self.vocab_size:
             refuse((), "missing key 'tokenizer' (or 'vocab_size')")
         if bool(self.layers) == (self.pattern is not None):
-            refuse((), "expected either 'layers' or 'pattern'" + (", found both" if self.layers else ""))
+            where = ("pattern",) if self.layers else ()
+            refuse(where, "expected either 'layers' or 'pattern'" + (", found both" if self.layers else ""))
         try:
             _ = self.nodes
         except GraphError as error:

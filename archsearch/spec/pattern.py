@@ -10,6 +10,8 @@ from typing import Any
 from archsearch.spec.errors import quoted
 
 MAX_LENGTH = 4096
+MAX_NESTING = 16
+"""Parallel blocks within one another, in a pattern or written out."""
 
 
 def parse_pattern(text: str, symbols: dict[str, str]) -> list[Any]:
@@ -29,8 +31,8 @@ def parse_pattern(text: str, symbols: dict[str, str]) -> list[Any]:
 
 def _stack(text: str, at: int, symbols: dict[str, str], depth: int) -> tuple[list[Any], int]:
     """Read layers from `at` until the text, or the branch it is in, ends."""
-    if depth > 16:
-        raise ValueError("parallel branches nested deeper than 16")
+    if depth > MAX_NESTING:
+        raise ValueError(f"parallel branches nested deeper than {MAX_NESTING}")
     entries: list[Any] = []
     while at < len(text) and text[at] not in "|)":
         letter = text[at]
@@ -53,10 +55,10 @@ def _parallel(text: str, start: int, symbols: dict[str, str], depth: int) -> tup
     at = start
     while True:
         branch, at = _stack(text, at + 1, symbols, depth + 1)
+        if at >= len(text):
+            raise ValueError(f"the parenthesis at character {start + 1} is never closed")
         if not branch:
             raise ValueError(f"an empty branch at character {at + 1}")
         branches.append(branch[0] if len(branch) == 1 else branch)
-        if at >= len(text):
-            raise ValueError(f"the parenthesis at character {start + 1} is never closed")
         if text[at] == ")":
             return branches, at + 1

@@ -25,12 +25,14 @@ from ruamel.yaml.events import (
     SequenceStartEvent,
 )
 from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.reader import ReaderError
 
 from archsearch.spec.errors import Issue, Path, SpecError, dotted, issues_of, shown
 
 MAX_BYTES = 4 << 20
 MAX_DEPTH = 64
 MAX_VALUES = 100_000
+MAX_DIGITS = 40
 
 Mark = tuple[int, int]
 T = TypeVar("T")
@@ -52,6 +54,7 @@ class _Frame:
     node: _Node
     key: tuple[str, Mark] | None = None
     merges: list[_Node] = field(default_factory=list)
+    """What `<<` names: complete only when the mapping that names it closes."""
 
 
 class Source:
@@ -87,7 +90,9 @@ class Source:
             raise SpecError(f"{name}:{line}:{column}: : not UTF-8 text (byte 0x{byte:02x})") from None
 
     def at(self, mark: Mark, path: Path, message: str) -> SpecError:
-        return SpecError(f"{self.name}:{mark[0]}:{mark[1]}: {dotted(path)}: {message}", [Issue(path, message)])
+        return SpecError(
+            f"{self.name}:{mark[0]}:{mark[1]}: {dotted(path)}: {message}", [Issue(path, message)]
+        )
 
     def locate(self, path: Path) -> Mark:
         """Line and column (from 1) of the longest part of `path` that the document holds.
@@ -157,7 +162,10 @@ class _Builder:
         documents = 0
         try:
             for event in yaml.parse(text):
-                documents += isinstance(event, DocumentStartEvent)
+                if isinstance(event, DocumentStartEvent):
+                    documents += 1
+                    if event.version or event.tags:
+                        raise self.source.at((1, 1), (), "% directives are not supported; YAML 1.2 is read")
                 if documents > 1:
                     raise self.source.at(_mark(event), (), "a second document; expected one")
                 self._take(event, yaml.resolver)
@@ -165,6 +173,11 @@ class _Builder:
             mark = error.problem_mark or error.context_mark
             place = (mark.line + 1, mark.column + 1) if mark else (1, 1)
             raise self.source.at(place, (), f"not valid YAML: {error.problem or error.context}") from None
+        except ReaderError as error:
+            before = text[: error.position]
+            place = before.count("\n") + 1, error.position - before.rfind("\n")
+            message = f"not valid YAML: character {chr(error.character)!r} is not text"
+            raise self.source.at(place, (), message) from None
         except YAMLError as error:
             raise self.source.at((1, 1), (), f"not valid YAML: {' '.join(str(error).split())}") from None
         if self.root is None:
@@ -177,6 +190,8 @@ class _Builder:
         elif isinstance(event, AliasEvent):
             self._alias(event)
         elif isinstance(event, MappingStartEvent | SequenceStartEvent):
+            if event.tag is not None:
+                raise self.source.at(_mark(event), (), f"tag {event.tag} is not supported")
             if len(self.frames) >= MAX_DEPTH:
                 raise self.source.at(_mark(event), (), f"nested deeper than {MAX_DEPTH} levels")
             mapping = isinstance(event, MappingStartEvent)
@@ -218,7 +233,7 @@ class _Builder:
         key, mark = frame.key
         frame.key = None
         if key == "<<":
-            frame.merges.extend(node.sequence if node.sequence is not None else [node])
+            frame.merges.append(node)
             return
         if key in holder.mapping:
             line = holder.mapping[key][0][0]
@@ -233,7 +248,8 @@ class _Builder:
     def _close(self) -> None:
         frame = self.frames.pop()
         frame.node.open = False
-        for merged in frame.merges:
+        named = [part for node in frame.merges for part in (node.sequence or [node])]
+        for merged in named:
             if merged.mapping is None or frame.node.mapping is None:
                 raise self.source.at(merged.mark, (), "<< merges mappings only")
             for key, entry in merged.mapping.items():
@@ -257,6 +273,8 @@ def _mark(event: Any) -> Mark:
 
 def _integer(text: str) -> int:
     text = text.replace("_", "")
+    if len(text) > MAX_DIGITS:
+        raise ValueError("too many digits")
     if text.lower().lstrip("+-").startswith(("0x", "0o", "0b")):
         return int(text, 0)
     return int(text, 10)
