@@ -12,6 +12,7 @@ from archsearch.ui.charts import curves, progress, scatter, scatter_legend, trai
 from archsearch.ui.events import event_line, stamped
 from archsearch.ui.glyphs import legend
 from archsearch.ui.header import header
+from archsearch.ui.plane import plane
 from archsearch.ui.table import source_legend, trial_table
 
 LEAST_WIDTH, LEAST_HEIGHT = 40, 10
@@ -55,7 +56,7 @@ def _narrow(study: Study, width: int, height: int, said: Sequence[Said]) -> Bloc
 
 def _wide(study: Study, width: int, height: int, said: Sequence[Said]) -> Block:
     """Trials and the log to the left, the front and the training curves to the right."""
-    right = min(90, width * 36 // 100)
+    right = min(90, width * 34 // 100)
     left = width - right
     log_rows = max(5, height // 4)
     needed = len(study.trials) + 3
@@ -79,7 +80,10 @@ def _trials(study: Study, width: int, height: int) -> Block:
 
 def _front(study: Study, width: int, height: int) -> Block:
     plot = scatter(study, width - 4, height - 2)
-    return panel(plot, width, height, _name("front"), foot=scatter_legend(study, width - 8))
+    view = plane(study)
+    outside = len(view.outside) if view else 0
+    note = Text(f"{outside} beyond the edge", f"italic {theme.QUIET}") if outside else None
+    return panel(plot, width, height, _name("front"), note, scatter_legend(study, width - 8))
 
 
 def _log(study: Study, width: int, height: int, said: Sequence[Said]) -> Block:

@@ -178,7 +178,7 @@ def _row(study: Study, trial: Trial, folder: Path, member: bool) -> str:
     cells.append(f"<td>{_spec_links(study, trial, folder)}</td>")
     if not member:
         cells.append(_amount(trial.seconds, duration))
-        told = "on the front" if on_front else outcome(trial) or trial.state
+        told = "on the front" if on_front else outcome(trial, brief=True) or trial.state
         kind = "failed" if trial.state == "failed" else "quiet"
         cells.append(f'<td class="{kind}">{_text(told)}</td>')
     name = "" if member else f' id="{anchor(trial)}"'
@@ -228,7 +228,7 @@ def _mixture(study: Study, trial: Trial) -> str:
 
 def _spec_links(study: Study, trial: Trial, folder: Path) -> str:
     links = [
-        _link(study, folder, str(path.relative_to(study.run_dir)), "front")
+        _link(study, folder, str(path.relative_to(study.run_dir)), "yaml")
         for path in sorted((study.run_dir / FRONT).glob("*.yaml"))
         if trial.id in path.stem.replace("_", "-").split("-")
     ]

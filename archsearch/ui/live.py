@@ -76,11 +76,16 @@ class LiveDashboard:
             redirect_stderr=False,
             vertical_overflow="crop",
         )
-        self._live.start()
         self._redirects = contextlib.ExitStack()
-        self._redirects.enter_context(contextlib.redirect_stdout(_Lines(self.log, sys.stdout)))
-        self._redirects.enter_context(contextlib.redirect_stderr(_Lines(self.log, sys.stderr)))
-        self.update(force=True)
+        try:
+            self._live.start()
+            self._redirects.enter_context(contextlib.redirect_stdout(_Lines(self.log, sys.stdout)))
+            self._redirects.enter_context(contextlib.redirect_stderr(_Lines(self.log, sys.stderr)))
+            self.update(force=True)
+        except BaseException:
+            # Ctrl-C during the first frame: `with` has not begun, so nobody else would restore the screen.
+            self.close()
+            raise
         return self
 
     def __exit__(

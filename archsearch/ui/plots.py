@@ -8,8 +8,8 @@ from typing import Any
 from archsearch.study import Study, Trial
 from archsearch.ui import theme
 from archsearch.ui.blocks import clean
-from archsearch.ui.charts import span, staircase, worst
 from archsearch.ui.glyphs import kinds, layer_glyph
+from archsearch.ui.plane import Pair, Plane, plane
 from archsearch.ui.table import mixture_shares
 from archsearch.ui.units import count, value
 
@@ -85,22 +85,17 @@ def _points(plot: Any, study: Study) -> None:
     plot.spines[["top", "right"]].set_visible(False)
     plot.grid(color=_GRID, linewidth=0.7)
     plot.set_axisbelow(True)
-    complete, front = study.complete, study.front()
-    if not complete:
+    view = plane(study)
+    if view is None:
         plot.text(0.5, 0.5, "no trial has completed", transform=plot.transAxes, ha="center", color=_FAINT)
         plot.set(xticks=[], yticks=[])
         return
-    y_name = study.objectives[0]
-    x_name = study.objectives[1] if len(study.objectives) > 1 else y_name
-    points = {trial.id: (trial.values[x_name] or 0.0, trial.values[y_name] or 0.0) for trial in complete}
-    kept = [points[trial.id] for trial in front]
-    x = span([point[0] for point in points.values()], [point[0] for point in kept])
-    y = span([point[1] for point in points.values()], [point[1] for point in kept])
-    if len(study.objectives) == 2:
-        _attained(plot, study, kept, (x, y), (x_name, y_name))
-    members = {trial.id for trial in front}
+    if view.corner is not None:
+        _attained(plot, study, view, view.corner)
+    points = view.points
+    members = {trial.id for trial in study.front()}
     for name, colour in theme.COMPOSITIONS.items():
-        group = [trial for trial in complete if theme.composition(trial.layout) == name]
+        group = [trial for trial in study.complete if theme.composition(trial.layout) == name]
         if group:
             edges = [theme.GOLD if trial.id in members else "white" for trial in group]
             sizes = [90 if trial.id in members else 46 for trial in group]
@@ -109,34 +104,25 @@ def _points(plot: Any, study: Study) -> None:
                 *zip(*(points[trial.id] for trial in group), strict=True),
                 s=sizes, c=colour, edgecolors=edges, linewidths=widths, label=name, zorder=3,
             )  # fmt: skip
-    for trial in front:
+    for trial in study.front():
         plot.annotate(
             clean(trial.id), points[trial.id], xytext=(7, -13), textcoords="offset points",
             fontsize=8.5, fontweight="bold", color="#7a5901", zorder=4,
         )  # fmt: skip
-    outside = sum(not (x[0] <= a <= x[1] and y[0] <= b <= y[1]) for a, b in points.values())
-    if outside:
-        words = f"{outside} trial{'s' if outside > 1 else ''} beyond these axes"
+    if view.outside:
+        words = f"{len(view.outside)} beyond these axes"
         plot.text(0.99, 0.015, words, transform=plot.transAxes, ha="right", fontsize=8, color=_FAINT)
-    plot.set(xlim=x, ylim=y, xlabel=axis_label(study, x_name), ylabel=axis_label(study, y_name))
+    plot.set(xlim=view.x, ylim=view.y)
+    plot.set(xlabel=axis_label(study, view.x_name), ylabel=axis_label(study, view.y_name))
     _legend(plot)
 
 
-def _attained(
-    plot: Any,
-    study: Study,
-    kept: Sequence[tuple[float, float]],
-    limits: tuple[tuple[float, float], tuple[float, float]],
-    names: tuple[str, str],
-) -> None:
+def _attained(plot: Any, study: Study, view: Plane, corner: Pair) -> None:
     """The front's staircase, the region it dominates, and the reference point where it lies in view."""
-    directions = study.header.objectives[names[0]], study.header.objectives[names[1]]
-    corner = worst(limits[0], directions[0]), worst(limits[1], directions[1])
-    steps = staircase(kept, directions, corner)
-    plot.fill(*zip(*steps, corner, strict=True), color=theme.GOLD, alpha=0.07, linewidth=0, zorder=1)
-    plot.plot(*zip(*steps, strict=True), color=theme.GOLD, linewidth=1.6, zorder=2)
-    at = study.reference[names[0]], study.reference[names[1]]
-    if all(low <= entry <= high for entry, (low, high) in zip(at, limits, strict=True)):
+    plot.fill(*zip(*view.steps, corner, strict=True), color=theme.GOLD, alpha=0.07, linewidth=0, zorder=1)
+    plot.plot(*zip(*view.steps, strict=True), color=theme.GOLD, linewidth=1.6, zorder=2)
+    at = study.reference[view.x_name], study.reference[view.y_name]
+    if view.x[0] <= at[0] <= view.x[1] and view.y[0] <= at[1] <= view.y[1]:
         plot.plot(*at, marker="+", markersize=11, color=_FAINT, zorder=3)
         plot.annotate("reference", at, xytext=(6, 6), textcoords="offset points", fontsize=8, color=_FAINT)
 
@@ -206,7 +192,7 @@ def _keys(listing: Any, study: Study, shown: Sequence[Trial], rows: float) -> No
         for words, colour in entries:
             listing.plot(left + 0.01, line - 0.06, marker="s", markersize=5.5, color=colour, clip_on=False)
             listing.text(left + 0.03, line, words, fontsize=7.5, color=_FAINT)
-            left += 0.065 + 0.0135 * len(words)
+            left += 0.06 + 0.0165 * len(words)
 
 
 def _natural(layout: Sequence[dict[str, Any]]) -> float:

@@ -9,7 +9,8 @@ from archsearch.study import Study, Trial
 from archsearch.ui import theme
 from archsearch.ui.blocks import clean
 from archsearch.ui.canvas import tick_label, ticks
-from archsearch.ui.charts import below, losses, span, staircase, worst
+from archsearch.ui.charts import losses
+from archsearch.ui.plane import below, plane, span
 from archsearch.ui.plots import axis_label
 from archsearch.ui.units import value
 
@@ -39,28 +40,19 @@ class Frame:
 
 
 def front_chart(study: Study) -> str:
-    """The front's scatter; each point tells its trial when pointed at and links to its row."""
-    complete, front = study.complete, study.front()
-    y_name = study.objectives[0]
-    x_name = study.objectives[1] if len(study.objectives) > 1 else y_name
-    points = {trial.id: (trial.values[x_name] or 0.0, trial.values[y_name] or 0.0) for trial in complete}
-    kept = [points[trial.id] for trial in front]
-    x = span([point[0] for point in points.values()], [point[0] for point in kept])
-    y = span([point[1] for point in points.values()], [point[1] for point in kept])
-    frame = Frame(56, 14, 690, 380, x, y)
-    parts = [_axes(frame, axis_label(study, x_name), axis_label(study, y_name))]
-    if len(study.objectives) == 2:
-        directions = study.header.objectives[x_name], study.header.objectives[y_name]
-        corner = worst(x, directions[0]), worst(y, directions[1])
-        steps = staircase(kept, directions, corner)
-        parts.append(f'<path class="reach" d="{frame.path([*steps, corner])}Z"/>')
-        parts.append(f'<path class="stair" d="{frame.path(steps)}"/>')
-    members = {trial.id for trial in front}
-    for trial in sorted(complete, key=lambda trial: trial.id in members):
-        parts.append(_point(study, trial, frame.place(*points[trial.id]), trial.id in members))
-    outside = sum(not (x[0] <= a <= x[1] and y[0] <= b <= y[1]) for a, b in points.values())
-    if outside:
-        words = f"{outside} on the edge lie beyond it"
+    """The front's scatter; points tell their trial and link to its row. Empty before a trial is complete."""
+    view = plane(study)
+    if view is None:
+        return ""
+    frame = Frame(56, 14, 690, 380, view.x, view.y)
+    parts = [_axes(frame, axis_label(study, view.x_name), axis_label(study, view.y_name))]
+    if view.corner is not None:
+        parts.append(f'<path class="reach" d="{frame.path([*view.steps, view.corner])}Z"/>')
+        parts.append(f'<path class="stair" d="{frame.path(view.steps)}"/>')
+    for trial in sorted(study.complete, key=study.on_front):
+        parts.append(_point(study, trial, frame.place(*view.points[trial.id]), study.on_front(trial)))
+    if view.outside:
+        words = f"{len(view.outside)} beyond the edge"
         parts.append(f'<text class="tick" x="746" y="388" text-anchor="end">{words}</text>')
     return f'<svg class="front" viewBox="0 0 760 446" role="img" aria-label="front">{"".join(parts)}</svg>'
 

@@ -61,12 +61,12 @@ def mark(study: Study, trial: Trial) -> tuple[str, str]:
     return theme.MARKS.get(trial.state, ("?", theme.QUIET))
 
 
-def outcome(trial: Trial) -> str:
-    """Why a trial has no values, or whose values it has; empty for the others."""
+def outcome(trial: Trial, brief: bool = False) -> str:
+    """Why a trial has no values, or whose it has; empty for the others. `brief` leaves the message out."""
     if trial.state == "failed":
         cause = trial.cause or {}
         step = f" at step {cause['step']}" if cause.get("step") is not None else ""
-        message = f": {cause['message']}" if cause.get("message") else ""
+        message = f": {cause['message']}" if cause.get("message") and not brief else ""
         return clean(f"{cause.get('kind', 'failed')}{step}{message}")
     if trial.state == "infeasible":
         broken = [f"breaks {name} by {count(excess)}" for name, excess in trial.constraints.items()]
@@ -119,7 +119,7 @@ def _optional(study: Study, trials: Sequence[Trial], roomy: bool, wish: int) -> 
     longest = max((len(settings(trial)) for trial in trials[:_SAMPLE]), default=0)
     extra = wish - _LAYOUT_LEAST
     return [
-        (_mixture(study, 16 if roomy else 9), 0),
+        (_mixture(study, 12 if roomy else 9), 0),
         (_number("params", "params", count, 6), 0),
         (
             Column("sampled", min(longest, 40), lambda trial: Text(settings(trial), theme.QUIET), "left"),
