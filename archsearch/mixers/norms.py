@@ -5,9 +5,12 @@ Shape suffixes: d the normed width; leading axes are free.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class RMSNorm(nn.Module):
@@ -20,11 +23,37 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x_d: Tensor) -> Tensor:
-        width = x_d.shape[-1]
-        if self.groups == 1:
-            return F.rms_norm(x_d, (width,), self.weight, self.eps)
-        grouped = x_d.unflatten(-1, (self.groups, width // self.groups))
-        return F.rms_norm(grouped, grouped.shape[-1:], None, self.eps).flatten(-2) * self.weight
+        if x_d.is_cuda and self.groups == 1:
+            return F.rms_norm(x_d, x_d.shape[-1:], self.weight, self.eps)
+        return _RmsNorm.apply(x_d, self.weight, self.eps, self.groups)
+
+
+class _RmsNorm(torch.autograd.Function):
+    """RMS norm with half the memory passes of what autograd derives on a CPU.
+
+    With r = 1 / rms(x) and g = dy * weight: dx = r (g - x r^2 mean(g x)).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_d: Tensor, weight_d: Tensor, eps: float, groups: int) -> Tensor:
+        wide = x_d.to(torch.promote_types(x_d.dtype, torch.float32)).unflatten(-1, (groups, -1))
+        inverse = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
+        inverse = inverse.div_(wide.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x_d, weight_d, inverse)
+        return (wide * inverse).flatten(-2).mul_(weight_d).to(x_d.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_d: Tensor) -> tuple[Tensor | None, ...]:
+        x_d, weight_d, inverse = ctx.saved_tensors
+        groups = inverse.shape[-2]
+        unit = x_d.to(inverse.dtype).unflatten(-1, (groups, -1)) * inverse
+        dy = dy_d.to(inverse.dtype).unflatten(-1, (groups, -1))
+        dweight_d = (dy * unit).flatten(-2).sum(tuple(range(dy.ndim - 2)))
+        g = dy * weight_d.view(groups, -1)
+        dot = (g * unit).mean(-1, keepdim=True)
+        dx = torch.addcmul(g, unit, dot, value=-1).mul_(inverse)
+        return dx.flatten(-2).to(x_d.dtype), dweight_d.to(weight_d.dtype), None, None
 
 
 class LayerNorm(nn.LayerNorm):

@@ -5,9 +5,13 @@ Shape suffixes: b batch, l length, c channels, k kernel width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from archsearch.mixers.kernels import Kernels
 
@@ -58,11 +62,41 @@ class ShortConv(nn.Module):
 
 def shifted_conv(x_blc: Tensor, weight_ck: Tensor, bias_c: Tensor | None) -> Tensor:
     """The convolution as a sum of shifted products: on a CPU faster than a grouped conv1d."""
-    length, width = x_blc.shape[1], weight_ck.shape[1]
-    padded = F.pad(x_blc, (0, 0, width - 1, 0))
-    y_blc = padded[:, width - 1 :] * weight_ck[:, width - 1]
-    if bias_c is not None:
-        y_blc = y_blc + bias_c
-    for j in range(width - 1):
-        y_blc = torch.addcmul(y_blc, padded[:, j : j + length], weight_ck[:, j])
-    return y_blc
+    return _ShiftedConv.apply(x_blc, weight_ck, bias_c)
+
+
+class _ShiftedConv(torch.autograd.Function):
+    """Autograd would pad and add a whole gradient for every tap; here each tap adds to its slice, in place."""
+
+    @staticmethod
+    def forward(ctx: Any, x_blc: Tensor, weight_ck: Tensor, bias_c: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x_blc, weight_ck)
+        ctx.has_bias = bias_c is not None
+        dtype = torch.promote_types(x_blc.dtype, weight_ck.dtype)
+        x_blc, weight_kc = x_blc.to(dtype), weight_ck.to(dtype).mT
+        y_blc = x_blc * weight_kc[-1]
+        if bias_c is not None:
+            y_blc += bias_c
+        for back, now, before in _taps(x_blc.shape[1], len(weight_kc)):
+            y_blc[:, now].addcmul_(x_blc[:, before], weight_kc[-1 - back])
+        return y_blc
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_blc: Tensor) -> tuple[Tensor | None, ...]:
+        x_blc, weight_ck = ctx.saved_tensors
+        weight_kc = weight_ck.to(dy_blc.dtype).mT
+        dx_blc = dy_blc * weight_kc[-1]
+        dweight_kc = torch.zeros_like(weight_kc)
+        dweight_kc[-1] = (dy_blc * x_blc).sum((0, 1))
+        for back, now, before in _taps(x_blc.shape[1], len(weight_kc)):
+            dx_blc[:, before].addcmul_(dy_blc[:, now], weight_kc[-1 - back])
+            dweight_kc[-1 - back] = (dy_blc[:, now] * x_blc[:, before]).sum((0, 1))
+        dbias_c = dy_blc.sum((0, 1)) if ctx.has_bias else None
+        return dx_blc.to(x_blc.dtype), dweight_kc.mT.to(weight_ck.dtype), dbias_c
+
+
+def _taps(length: int, width: int) -> Iterator[tuple[int, slice, slice]]:
+    """How far a tap looks back, the tokens that have one so far back, and those tokens."""
+    for back in range(1, min(width, length)):
+        yield back, slice(back, None), slice(0, length - back)
