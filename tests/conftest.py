@@ -1,0 +1,20 @@
+"""What holds for every test: one thread a process, and hypothesis without deadlines."""
+
+from __future__ import annotations
+
+import os
+
+# Read by torch when it is first imported; tests share two cores, and sums over several threads would not
+# repeat to the bit.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MKL_NUM_THREADS"] = "1"
+
+from hypothesis import HealthCheck, settings  # noqa: E402 - the threads are set before anything heavy loads
+
+settings.register_profile(
+    "archsearch",
+    deadline=None,  # time on a shared machine says nothing about correctness
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("archsearch")

@@ -1,0 +1,158 @@
+"""Modules to hold the contracts against: every listed mixer and merge, in every interesting variant.
+
+Shape suffixes: b batch, l length, d d_model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from archsearch.compiler import LanguageModel, compile_model
+from archsearch.mixers.base import Mixer, Surroundings
+from archsearch.mixers.table import MIXERS
+from archsearch.spec import ModelSpec
+from archsearch.spec.entries import layer_kinds
+from archsearch.spec.layers import Layer
+from archsearch.spec.merges import MERGES
+
+D_MODEL = 64
+"""The width at which a bare layer of every kind is legal."""
+
+LENGTHS = (1, 2, 3, 63, 64, 65, 100, 129)
+"""Around the scan's chunk of 64, odd, and the shortest."""
+
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "attention": [
+        {},
+        {"heads": 4, "kv_heads": 2},
+        {"heads": 4, "kv_heads": 1, "head_dim": 6, "rope": None},
+        {"heads": 2, "rope": {"fraction": 0.25, "theta": 500.0}},
+        {"heads": 4, "window": 1},
+        {"heads": 4, "window": 5},
+        {"heads": 2, "kv_heads": 1, "window": 64, "conv": 4},
+        {"heads": 4, "window": 1000},
+        {"heads": 4, "kv_heads": 2, "qk_norm": "head"},
+        {"heads": 4, "kv_heads": 2, "qk_norm": "full", "bias": True, "output_bias": True},
+        {"heads": 4, "conv": 2, "scale": 0.7},
+    ],
+    "mamba2": [
+        {},
+        {"head_dim": 16, "d_state": 5},
+        {"head_dim": 8, "groups": 4, "d_state": 3},
+        {"head_dim": 8, "groups": 16, "d_state": 1},
+        {"head_dim": 1, "expand": 0.5, "d_state": 2, "d_conv": 2},
+        {"head_dim": 16, "d_conv": 7, "conv_bias": False, "bias": True},
+        {"head_dim": 32, "groups": 2, "gated_norm": "before", "d_state": 4},
+        {"head_dim": 32, "gated_norm": "none", "d_state": 4},
+        {"head_dim": 32, "dt_limit": [0.01, 0.05], "d_state": 4},
+        {"head_dim": 64, "dt_min": 1.0, "dt_max": 30.0, "A_init": [8, 16], "d_state": 4},
+    ],
+    "mlp": [
+        {},
+        {"activation": "geglu", "bias": True},
+        {"activation": "gelu", "hidden": 7},
+        {"activation": "relu2", "expand": 0.5},
+        {"activation": "silu", "bias": True},
+    ],
+}
+"""Layer kind -> fields to hold the contracts with; a listed kind that is not here is held bare."""
+
+TWO = ["mamba2", "attention"]
+THREE = ["mamba2", "attention", "mlp"]
+SHARED = [
+    {"mamba2": {"expand": 1, "head_dim": 16, "d_state": 4}},
+    {"attention": {"heads": 8, "kv_heads": 2, "head_dim": 8}},
+]
+NESTED = ["attention", {"parallel": {"branches": ["mlp", ["mamba2", "mlp"]], "merge": "sum"}}]
+PREPARED: dict[str, Any] = {"norm": True, "scale": "vector"}
+
+MERGE_VARIANTS: dict[str, list[tuple[dict[str, Any], list[Any]]]] = {
+    "sum": [({}, THREE), (PREPARED, TWO), ({"projection": "shared", "scale": "scalar"}, SHARED)],
+    "mean": [({}, THREE), ({"norm": True}, NESTED), ({"projection": "shared"} | PREPARED, SHARED)],
+    "subtract": [({}, TWO), ({"projection": "shared"} | PREPARED, SHARED)],
+    "concat": [({}, THREE), (PREPARED, NESTED), ({"projection": "shared"} | PREPARED, [*SHARED, "mlp"])],
+    "gate": [
+        ({}, TWO),
+        ({"by": "vector"}, THREE),
+        ({"by": "token"} | PREPARED, NESTED),
+        ({"by": "vector", "projection": "shared"}, SHARED),
+        ({"by": "token", "projection": "shared"}, SHARED),
+    ],
+    "normed_mean": [({}, THREE), ({"heads": 4, "projection": "shared"}, SHARED)],
+    "cross_attention": [
+        ({}, TWO),
+        ({"query": "ssm", "heads": 4, "kv_heads": 2}, TWO),
+        ({"query": "attention", "heads": 2, "window": 5, "residual": False}, TWO),
+        ({"query": 1, "heads": 4, "kv_heads": 1, "norm": False, "scale": "scalar"}, NESTED),
+    ],
+}
+"""Merge kind -> its fields and the branches; a listed merge that is not here is held bare, on two branches."""
+
+MIXER_CASES = [(kind, fields) for kind in MIXERS for fields in VARIANTS.get(kind, [{}])]
+MERGE_CASES = [
+    (kind, fields, branches) for kind in MERGES for fields, branches in MERGE_VARIANTS.get(kind, [({}, TWO)])
+]
+
+
+def label(value: Any) -> str:
+    """A readable test id."""
+    if isinstance(value, dict):
+        return ",".join(f"{key}={label(item)}" for key, item in value.items()) or "bare"
+    if isinstance(value, list):
+        return "+".join(label(item) for item in value)
+    return str(value)
+
+
+def layer_of(kind: str, fields: dict[str, Any], d_model: int = D_MODEL) -> Layer:
+    """The resolved layer."""
+    return layer_kinds()[kind].model_validate(fields).resolve(d_model)
+
+
+def shaken(module: nn.Module, seed: int = 1) -> nn.Module:
+    """Every parameter moved off its initial value, in float64: ones and zeros hide what they multiply."""
+    generator = torch.Generator().manual_seed(seed)
+    module.double()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    return module
+
+
+def mixer_of(kind: str, fields: dict[str, Any], project: bool = True, d_model: int = D_MODEL) -> Mixer:
+    mixer = MIXERS[kind](layer_of(kind, fields, d_model), Surroundings(d_model), project)
+    mixer.reset_parameters(torch.Generator().manual_seed(0))
+    return shaken(mixer)  # type: ignore[return-value]
+
+
+def parallel_spec(kind: str, fields: dict[str, Any], branches: list[Any]) -> ModelSpec:
+    """A model of one parallel block."""
+    return ModelSpec.model_validate(
+        {
+            "vocab_size": 17,
+            "d_model": D_MODEL,
+            "defaults": {"mamba2": {"head_dim": 16, "d_state": 4}, "attention": {"heads": 4}},
+            "layers": [{"parallel": {"branches": branches, "merge": {kind: fields}}}],
+        }
+    )
+
+
+def model_of(spec: ModelSpec) -> LanguageModel:
+    return shaken(compile_model(spec, dtype=torch.float64))  # type: ignore[return-value]
+
+
+def ids_of(spec: ModelSpec, batch: int, length: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(spec.vocab, (batch, length), generator=generator)
+
+
+def inputs(batch: int, length: int, d_model: int = D_MODEL, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, length, d_model, generator=generator, dtype=torch.float64)
+
+
+def relative(found: Tensor, truth: Tensor) -> float:
+    """Largest difference, as a share of the largest true value."""
+    return ((found - truth).abs().max() / truth.abs().max().clamp_min(1e-300)).item()

@@ -1,0 +1,81 @@
+"""Whatever spec is legal compiles, costs what it says, and steps as it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from contract.building import ids_of, model_of, relative
+from contract.strategies import LONGEST, specs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from archsearch.compiler import compile_model
+from archsearch.spec import ModelSpec, load_spec, model_cost
+
+LIBRARY = sorted((Path(__file__).parents[2] / "specs").glob("*.yaml"))
+
+
+def counted(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@settings(max_examples=500)
+@given(
+    value=specs(), context=st.integers(1, LONGEST), dtype=st.sampled_from(["float32", "float64", "bfloat16"])
+)
+def test_cost_of_any_spec_is_that_of_the_module(value: dict[str, Any], context: int, dtype: str) -> None:
+    spec = ModelSpec.model_validate(value)
+    model = compile_model(spec, dtype=getattr(torch, dtype))
+    cost = model_cost(spec, context, dtype)
+    assert counted(model) == cost.total.params
+    with torch.no_grad():
+        logits, state = model.prefill(ids_of(spec, 2, context))
+    assert state.bytes() == 2 * cost.total.state_bytes
+    assert logits.shape == (2, context, spec.vocab)
+
+
+@settings(max_examples=60)
+@given(value=specs(), prefilled=st.integers(1, 12), stepped=st.integers(1, 8))
+def test_any_spec_steps_as_it_runs(value: dict[str, Any], prefilled: int, stepped: int) -> None:
+    spec = ModelSpec.model_validate(value)
+    model = model_of(spec)
+    ids_bl = ids_of(spec, 2, prefilled + stepped)
+    with torch.no_grad():
+        truth = model(ids_bl)
+        logits, state = model.prefill(ids_bl[:, :prefilled])
+        outputs = list(logits.unbind(1))
+        for t in range(prefilled, prefilled + stepped):
+            logits, state = model.step(ids_bl[:, t], state)
+            outputs.append(logits)
+    assert relative(torch.stack(outputs, 1), truth) <= 1e-10
+    assert state.bytes() == 2 * model_cost(spec, prefilled + stepped, "float64").total.state_bytes
+
+
+@settings(max_examples=60)
+@given(value=specs(), at=st.integers(1, 19))
+def test_no_spec_sees_the_future(value: dict[str, Any], at: int) -> None:
+    spec = ModelSpec.model_validate(value)
+    model = model_of(spec)
+    ids_bl = ids_of(spec, 1, 20)
+    other_bl = torch.cat([ids_bl[:, :at], (ids_bl[:, at:] + 1) % spec.vocab], dim=1)
+    with torch.no_grad():
+        assert relative(model(other_bl)[:, :at], model(ids_bl)[:, :at]) <= 1e-12
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: path.stem)
+def test_the_library_costs_what_it_says(path: Path) -> None:
+    spec = load_spec(path)
+    model = compile_model(spec)
+    assert counted(model) == model_cost(spec).total.params
+    for context in (1, 33):
+        with torch.no_grad():
+            logits, state = model.prefill(ids_of(spec, 1, context))
+        assert state.bytes() == model_cost(spec, context).total.state_bytes
+        assert logits.isfinite().all()
+
+
+def test_there_is_a_library() -> None:
+    assert LIBRARY

@@ -1,0 +1,1 @@
+from contract.poison import poisoned_empty as poisoned_empty
