@@ -135,6 +135,11 @@ class Study:
         """Objectives whose reference is not in the header: the worst complete value seen stands in."""
         return [name for name in self.objectives if not _is_number(self.header.reference.get(name))]
 
+    @property
+    def lines(self) -> int:
+        """Lines of the record read so far."""
+        return self._record.lines
+
     def counts(self) -> dict[str, int]:
         """Number of trials in each state that occurs."""
         found: dict[str, int] = {}

@@ -85,19 +85,7 @@ class Canvas:
 
     def rows(self) -> list[Text]:
         """The grid's lines, each `width` cells."""
-        lines = []
-        for row in range(self.height):
-            line = Text(no_wrap=True)
-            for column in range(self.width):
-                cell = (column, row)
-                if cell in self._marks:
-                    line.append(*self._marks[cell])
-                elif cell in self._dots:
-                    line.append(chr(_BRAILLE + self._dots[cell]), self._inks[cell])
-                else:
-                    line.append(" ")
-            lines.append(line)
-        return lines
+        return [self._row(row) for row in range(self.height)]
 
     def framed(self, x_name: str, y_name: str) -> list[Text]:
         """The grid with its axes: `height` + 2 lines, ticks in the margin, names inside."""
@@ -136,6 +124,20 @@ class Canvas:
         found = ticks(*self.x, max(3, self.width // 12))
         step = found[1] - found[0] if len(found) > 1 else abs(self.x[1] - self.x[0])
         return {self.cell(tick, self.y[0])[0]: tick_label(tick, step) for tick in found}
+
+    def _row(self, row: int) -> Text:
+        cells = [self._cell(column, row) for column in range(self.width)]
+        stretches = itertools.groupby(cells, key=lambda cell: cell[1])
+        return Text.assemble(
+            *(("".join(character for character, _ in run), style) for style, run in stretches), no_wrap=True
+        )
+
+    def _cell(self, column: int, row: int) -> tuple[str, str]:
+        cell = (column, row)
+        if cell in self._marks:
+            return self._marks[cell]
+        dots = self._dots.get(cell)
+        return (chr(_BRAILLE + dots), self._inks[cell]) if dots else (" ", "")
 
     def _x_axis(self, margin: int) -> Text:
         marked = self._x_ticks()

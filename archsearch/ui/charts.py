@@ -9,16 +9,15 @@ from archsearch.study import Study, Trial
 from archsearch.ui import theme
 from archsearch.ui.blocks import Block, clean, joined
 from archsearch.ui.canvas import Canvas
-from archsearch.ui.plane import below, plane, span
+from archsearch.ui.plane import Plane, below, span
 from archsearch.ui.units import arrow, value
 
 _SMALLEST = (16, 4)
 _CURVES = (theme.ACCENT, "#e8590c", "#2f9e44", "#d6336c", "#0891b2", "#a97900")
 
 
-def scatter(study: Study, width: int, height: int) -> Block:
+def scatter(study: Study, view: Plane | None, width: int, height: int) -> Block:
     """Every complete trial by its first two objectives (y, x), the front joined by its staircase."""
-    view = plane(study)
     if view is None or width < _SMALLEST[0] or height < _SMALLEST[1] + 2:
         return [Text("no complete trial yet" if view is None else "too little room", theme.QUIET)]
     canvas = Canvas(width, height - 2, view.x, view.y)
@@ -26,7 +25,7 @@ def scatter(study: Study, width: int, height: int) -> Block:
     canvas.line(view.steps, theme.GOLD)
     for trial in study.complete:
         if not study.on_front(trial):
-            canvas.mark(*view.points[trial.id], "●", theme.COMPOSITIONS[theme.composition(trial.layout)])
+            canvas.mark(*view.points[trial.id], "●", theme.COMPOSITIONS[view.compositions[trial.id]])
     spots = [
         (canvas.mark(*view.points[trial.id], "★", f"bold {theme.GOLD}"), trial) for trial in study.front()
     ]
@@ -36,9 +35,9 @@ def scatter(study: Study, width: int, height: int) -> Block:
     return canvas.framed(_axis_name(study, view.x_name), _axis_name(study, view.y_name))
 
 
-def scatter_legend(study: Study, width: int) -> Text:
+def scatter_legend(view: Plane | None, width: int) -> Text:
     """What the colours of the points stand for, those that occur."""
-    seen = {theme.composition(trial.layout) for trial in study.complete}
+    seen = set(view.compositions.values()) if view else set()
     entries = [Text.assemble(("★", theme.GOLD), (" front", theme.QUIET))]
     drawn = [name for name in theme.COMPOSITIONS if name in seen]
     full = sum(len(name) + 4 for name in drawn) + entries[0].cell_len

@@ -13,7 +13,7 @@ from archsearch.ui.events import event_line, stamped
 from archsearch.ui.glyphs import legend
 from archsearch.ui.header import header
 from archsearch.ui.plane import plane
-from archsearch.ui.table import source_legend, trial_table
+from archsearch.ui.table import ordered, source_legend, trial_table
 
 LEAST_WIDTH, LEAST_HEIGHT = 40, 10
 _SIDE_BY_SIDE = 128
@@ -72,18 +72,18 @@ def _wide(study: Study, width: int, height: int, said: Sequence[Said]) -> Block:
 
 def _trials(study: Study, width: int, height: int) -> Block:
     table = trial_table(study, width - 4, height - 2)
-    layouts = [trial.layout for trial in study.trials.values()]
-    foot = joined(legend(layouts), width - 8)
+    shown = ordered(study)[: max(1, height)]
+    foot = joined(legend([trial.layout for trial in shown]), width - 8)
     note = joined(source_legend(study), width - 20)
     return panel(table, width, height, _name("trials"), note, foot)
 
 
 def _front(study: Study, width: int, height: int) -> Block:
-    plot = scatter(study, width - 4, height - 2)
     view = plane(study)
+    plot = scatter(study, view, width - 4, height - 2)
     outside = len(view.outside) if view else 0
     note = Text(f"{outside} beyond the edge", f"italic {theme.QUIET}") if outside else None
-    return panel(plot, width, height, _name("front"), note, scatter_legend(study, width - 8))
+    return panel(plot, width, height, _name("front"), note, scatter_legend(view, width - 8))
 
 
 def _log(study: Study, width: int, height: int, said: Sequence[Said]) -> Block:

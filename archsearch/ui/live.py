@@ -24,6 +24,7 @@ from archsearch.ui.events import event_line, stamped
 from archsearch.ui.units import duration, value
 
 FRAME_SECONDS = 0.25
+CLOCK_SECONDS = 1.0
 _SUMMARY_EVERY = 8
 _SAID = 500
 
@@ -48,7 +49,8 @@ class Reporter(Protocol):
 
 
 class LiveDashboard:
-    """The dashboard on the alternate screen, redrawn in place at most four times a second.
+    """The dashboard on the alternate screen, redrawn in place at most four times a second when something
+    happened, once a second for the clock.
 
     What Python code writes to stdout or stderr meanwhile goes to the dashboard's log instead of across the
     frame. On leaving, however that comes about, the terminal is restored and the last frame printed to stay.
@@ -61,8 +63,13 @@ class LiveDashboard:
         self._console: Console | None = console or Console(file=sys.stderr)
         self._live: Live | None = None
         self._redirects: contextlib.ExitStack | None = None
-        self._drawn = 0.0
+        self._clear()
+
+    def _clear(self) -> None:
         self._size = (0, 0)
+        self._shown = (0, 0, 0)
+        self._drawn = self._looked = 0.0
+        self._told = 0
 
     def __enter__(self) -> "LiveDashboard":
         if self._console is None or self._live is not None:
@@ -98,16 +105,22 @@ class LiveDashboard:
         if self._live is None or self._console is None:
             return
         size = (self._console.width, self._console.height)
-        if not force and size == self._size and time.monotonic() - self._drawn < FRAME_SECONDS:
+        now = time.monotonic()
+        resized = force or size != self._size
+        if not resized and now - self._looked < FRAME_SECONDS:
             return
+        self._looked = now
         self.study.refresh()
-        self._size, self._drawn = size, time.monotonic()
-        self._live.update(self._frame(), refresh=True)
+        state = self._state()
+        if resized or state != self._shown or now - self._drawn >= CLOCK_SECONDS:
+            self._size, self._shown, self._drawn = size, state, now
+            self._live.update(self._frame(), refresh=True)
 
     def log(self, line: str) -> None:
         """Add a line to the log panel."""
         if line.strip():
             self.said.append((time.time(), clean(line.rstrip())))
+            self._told += 1
 
     def close(self) -> None:
         """Restore the terminal and print the last frame where it stays."""
@@ -121,6 +134,10 @@ class LiveDashboard:
         with contextlib.suppress(ValueError, OSError):
             self.study.refresh()
         self._console.print(self._frame(final=True))
+
+    def _state(self) -> tuple[int, int, int]:
+        """Grows whenever something besides the clock would look different."""
+        return self.study.lines, sum(len(trial.curve) for trial in self.study.trials.values()), self._told
 
     def _frame(self, final: bool = False) -> Any:
         assert self._console is not None
@@ -136,7 +153,7 @@ class LiveDashboard:
         self.study = Study(state["run_dir"])
         self.said = deque(maxlen=_SAID)
         self._console, self._live, self._redirects = None, None, None
-        self._drawn, self._size = 0.0, (0, 0)
+        self._clear()
 
 
 class PlainReporter:

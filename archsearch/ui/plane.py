@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from archsearch.study import Study, Trial
+from archsearch.ui import theme
 
 Pair = tuple[float, float]
 """A point (x, y), or the two ends of an axis."""
@@ -14,7 +15,8 @@ class Plane:
     """Where every complete trial lies: the first objective up, the second across; one alone both ways.
 
     `x` and `y` are the axes' ranges; `steps` are the corners of the attained front and `corner` the worst
-    one in view, both empty unless there are exactly two objectives; `outside` are trials beyond the ranges.
+    one in view, both empty unless there are exactly two objectives; `outside` are trials beyond the ranges,
+    `compositions` says how each trial mixes its layers (a key of `theme.COMPOSITIONS`).
     """
 
     x_name: str
@@ -25,6 +27,7 @@ class Plane:
     steps: list[Pair]
     corner: Pair | None
     outside: list[Trial]
+    compositions: dict[str, str]
 
 
 def plane(study: Study) -> Plane | None:
@@ -49,7 +52,8 @@ def plane(study: Study) -> Plane | None:
         for trial in complete
         if not (x[0] <= points[trial.id][0] <= x[1] and y[0] <= points[trial.id][1] <= y[1])
     ]
-    return Plane(x_name, y_name, points, x, y, steps, corner, outside)
+    compositions = {trial.id: theme.composition(trial.layout) for trial in complete}
+    return Plane(x_name, y_name, points, x, y, steps, corner, outside, compositions)
 
 
 def span(values: Sequence[float], keep: Sequence[float]) -> Pair:

@@ -95,7 +95,7 @@ def _points(plot: Any, study: Study) -> None:
     points = view.points
     members = {trial.id for trial in study.front()}
     for name, colour in theme.COMPOSITIONS.items():
-        group = [trial for trial in study.complete if theme.composition(trial.layout) == name]
+        group = [trial for trial in study.complete if view.compositions[trial.id] == name]
         if group:
             edges = [theme.GOLD if trial.id in members else "white" for trial in group]
             sizes = [90 if trial.id in members else 46 for trial in group]

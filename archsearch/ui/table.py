@@ -14,7 +14,7 @@ from archsearch.ui.units import arrow, count, duration, setting, size, value
 _GAP = 2
 _LAYOUT_LEAST = 14
 _WORDS_LEAST = 18
-_SAMPLE = 200
+_SAMPLE = 60
 
 
 @dataclass(frozen=True)

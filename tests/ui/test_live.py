@@ -56,7 +56,7 @@ def test_the_screen_is_restored_after_an_error(live, error):
     assert (sys.stdout, sys.stderr) == (out, err)
 
 
-def test_redraws_are_throttled_but_a_resize_is_not(live, monkeypatch):
+def test_redraws_wait_for_news_or_the_clock_but_not_after_a_resize(live, monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(live_module.time, "monotonic", lambda: clock[0])
     console, stream = terminal()
@@ -70,7 +70,17 @@ def test_redraws_are_throttled_but_a_resize_is_not(live, monkeypatch):
         assert resized > drawn
         clock[0] += 0.26
         dashboard.update()
-        assert stream.tell() > resized
+        assert stream.tell() == resized
+        live.log.note("info", "something new")
+        dashboard.update()
+        assert stream.tell() == resized
+        clock[0] += 0.26
+        dashboard.update()
+        told = stream.tell()
+        assert "something new" in stream.getvalue()[resized:]
+        clock[0] += 1.01
+        dashboard.update()
+        assert stream.tell() > told
 
 
 def test_stray_output_goes_to_the_log_panel(live):
