@@ -9,7 +9,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
 
-from hypothesis import HealthCheck, settings  # noqa: E402 - the threads are set before anything heavy loads
+from hypothesis import HealthCheck, settings
 
 settings.register_profile(
     "archsearch",

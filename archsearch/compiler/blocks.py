@@ -58,7 +58,7 @@ class Block(nn.Module):
 
 
 class ParallelLayer(nn.Module):
-    """Branches that read the same input, and their merge. State: one a block of each branch, and the merge's."""
+    """Branches that read the same input, and their merge. State: one a block of each branch; the merge's."""
 
     def __init__(self, branches: list[list[nn.Module]], merge: nn.Module):
         super().__init__()

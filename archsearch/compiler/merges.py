@@ -123,7 +123,9 @@ class CrossAttentionMerge(MergeModule):
     def __init__(self, spec: specs.CrossAttention, widths: tuple[int, ...], around: Surroundings):
         super().__init__(spec, widths, around)
         d_model = around.d_model
-        assert spec.heads and spec.kv_heads and isinstance(spec.query, int), "resolve the spec first"
+        assert spec.heads is not None, "resolve the spec first"
+        assert spec.kv_heads is not None
+        assert isinstance(spec.query, int)
         self.asking, self.asked = spec.query, 1 - spec.query
         self.head_dim = d_model // spec.heads
         self.kv_width = self.head_dim * spec.kv_heads

@@ -51,7 +51,11 @@ def evaluate(
         for domain in domains:
             for context in contexts:
                 inputs_bl, targets_bl = text_windows(
-                    data.source(domain), spec.split, context=context, max_tokens=spec.tokens, seed=HELD_OUT_SEED
+                    data.source(domain),
+                    spec.split,
+                    context=context,
+                    max_tokens=spec.tokens,
+                    seed=HELD_OUT_SEED,
                 )
                 nll = mean_nll(model, inputs_bl, targets_bl, device)
                 nlls.append(nll)

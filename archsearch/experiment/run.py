@@ -1,8 +1,8 @@
 """One run of an experiment, in a folder of its own, that continues where it was stopped.
 
-    FOLDER/metrics.jsonl        the learning curve, one JSON object a line; the last line holds the scores
-    FOLDER/checkpoint.pt        while training: everything the next step depends on
-    FOLDER/weights.safetensors  once trained
+FOLDER/metrics.jsonl        the learning curve, one JSON object a line; the last line holds the scores
+FOLDER/checkpoint.pt        while training: everything the next step depends on
+FOLDER/weights.safetensors  once trained
 """
 
 from __future__ import annotations

@@ -82,7 +82,10 @@ class AttentionMixer(Mixer):
 
     def __init__(self, spec: Attention, around: Surroundings, project: bool = True):
         super().__init__(spec, around, project)
-        assert spec.heads and spec.kv_heads and spec.head_dim and spec.scale, "resolve the spec first"
+        assert spec.heads is not None, "resolve the spec first"
+        assert spec.kv_heads is not None
+        assert spec.head_dim is not None
+        assert spec.scale is not None
         self.heads, self.kv_heads, self.head_dim = spec.heads, spec.kv_heads, spec.head_dim
         self.scale, self.window, self.kernels = spec.scale, spec.window, around.kernels
         self.q_width, self.kv_width = self.heads * self.head_dim, self.kv_heads * self.head_dim

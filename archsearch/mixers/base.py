@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,11 +22,11 @@ class Surroundings:
 
     d_model: int
     eps: float = 1e-5
-    kernels: Kernels = Kernels()
+    kernels: Kernels = field(default_factory=Kernels)
 
 
 class Mixer(nn.Module, ABC):
-    """One layer's function f: (batch, length, d_model) -> the same, strictly causal, without norm or residual.
+    """One layer's function f: (batch, length, d_model) -> the same, causal, without norm or residual.
 
     Built from its resolved spec. With `project` false it has no output projection and returns its inner
     features (batch, length, inner_width). A mixer's state is a tuple of tensors (and plain numbers) that

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any, Literal
 
 Mode = Literal["auto", "native", "require"]
@@ -77,7 +77,7 @@ def choose(operation: str, mode: Mode, device: str) -> Choice:
     return Choice(operation, "torch", why)
 
 
-@lru_cache(maxsize=None)
+@cache
 def probe(module: str, name: str) -> tuple[Callable[..., Any] | None, str]:
     """The function, or None and why it cannot be imported."""
     try:

@@ -21,7 +21,7 @@ from archsearch.spec.layers import Mamba2
 
 
 class Mamba2State(NamedTuple):
-    """The convolution's last inputs (batch, d_conv - 1, channels) and the state (batch, heads, head_dim, n)."""
+    """The convolution's last inputs (batch, d_conv - 1, channels); the state (batch, heads, head_dim, n)."""
 
     conv_bkc: Tensor
     ssm_bhpn: Tensor
@@ -78,9 +78,7 @@ class Mamba2Mixer(Mixer):
         conv_out, conv_state = self.conv.step(conv_in, state.conv_bkc)
         x, B, C = self._heads(conv_out)
         wide = state.ssm_bhpn.dtype
-        y_bhp, ssm = ssd_step(
-            x.to(wide), self._dt(dt_bh), self._A(), B.to(wide), C.to(wide), state.ssm_bhpn
-        )
+        y_bhp, ssm = ssd_step(x.to(wide), self._dt(dt_bh), self._A(), B.to(wide), C.to(wide), state.ssm_bhpn)
         y_bhp = y_bhp.to(x.dtype) + self.D.to(x.dtype)[:, None] * x
         return self._finish(y_bhp.flatten(-2), z_bi), Mamba2State(conv_state, ssm)
 
@@ -90,7 +88,14 @@ class Mamba2Mixer(Mixer):
         kernel = self.kernels.get("ssd", x)
         if kernel is not None:
             y, state = kernel(
-                x, self._dt(dt_blh), self._A(), B, C, chunk_size=256, D=self.D.float(), return_final_states=True
+                x,
+                self._dt(dt_blh),
+                self._A(),
+                B,
+                C,
+                chunk_size=256,
+                D=self.D.float(),
+                return_final_states=True,
             )
             return y.flatten(-2), state.float()
         wide = torch.promote_types(x.dtype, torch.float32)

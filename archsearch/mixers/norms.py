@@ -49,7 +49,7 @@ class _RmsNorm(torch.autograd.Function):
         groups = inverse.shape[-2]
         unit = x_d.to(inverse.dtype).unflatten(-1, (groups, -1)) * inverse
         dy = dy_d.to(inverse.dtype).unflatten(-1, (groups, -1))
-        dweight_d = (dy * unit).flatten(-2).sum(tuple(range(dy.ndim - 2)))
+        dweight_d = (dy * unit).reshape(-1, x_d.shape[-1]).sum(0)
         g = dy * weight_d.view(groups, -1)
         dot = (g * unit).mean(-1, keepdim=True)
         dx = torch.addcmul(g, unit, dot, value=-1).mul_(inverse)

@@ -66,7 +66,7 @@ def shifted_conv(x_blc: Tensor, weight_ck: Tensor, bias_c: Tensor | None) -> Ten
 
 
 class _ShiftedConv(torch.autograd.Function):
-    """Autograd would pad and add a whole gradient for every tap; here each tap adds to its slice, in place."""
+    """Autograd would pad and add a whole gradient a tap; here each tap adds to its slice, in place."""
 
     @staticmethod
     def forward(ctx: Any, x_blc: Tensor, weight_ck: Tensor, bias_c: Tensor | None) -> Tensor:

@@ -1,4 +1,6 @@
-"""The state-space dual of Mamba-2 (arXiv 2405.21060): S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T, y_t = S_t C_t.
+"""The state-space dual of Mamba-2 (arXiv 2405.21060).
+
+S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T, and y_t = S_t C_t.
 
 Shape suffixes: b batch, l length, h heads, p head_dim, g groups, r heads a group, n state size, c chunks,
 q tokens a chunk. Inside the chunked scan every tensor is (b, c, g, r, q, ...), heads split by group.
@@ -31,9 +33,7 @@ def ssd_reference(
     state_bhpn = x_blhp.new_zeros(*x_blhp.shape[:1], *x_blhp.shape[2:], B_blgn.shape[-1])
     ys = []
     for t in range(x_blhp.shape[1]):
-        y_bhp, state_bhpn = ssd_step(
-            x_blhp[:, t], dt_blh[:, t], A_h, B_blhn[:, t], C_blhn[:, t], state_bhpn
-        )
+        y_bhp, state_bhpn = ssd_step(x_blhp[:, t], dt_blh[:, t], A_h, B_blhn[:, t], C_blhn[:, t], state_bhpn)
         ys.append(y_bhp)
     return torch.stack(ys, dim=1), state_bhpn
 

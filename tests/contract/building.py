@@ -89,7 +89,7 @@ MERGE_VARIANTS: dict[str, list[tuple[dict[str, Any], list[Any]]]] = {
         ({"query": 1, "heads": 4, "kv_heads": 1, "norm": False, "scale": "scalar"}, NESTED),
     ],
 }
-"""Merge kind -> its fields and the branches; a listed merge that is not here is held bare, on two branches."""
+"""Merge kind -> its fields and the branches; a listed merge that is not here is held bare, on two."""
 
 MIXER_CASES = [(kind, fields) for kind in MIXERS for fields in VARIANTS.get(kind, [{}])]
 MERGE_CASES = [

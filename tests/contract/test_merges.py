@@ -6,6 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+
+from archsearch.compiler.merges import MERGE_MODULES
+from archsearch.spec import model_cost
+from archsearch.spec.merges import MERGES
 from contract.building import (
     LENGTHS,
     MERGE_CASES,
@@ -15,10 +19,6 @@ from contract.building import (
     parallel_spec,
     relative,
 )
-
-from archsearch.compiler.merges import MERGE_MODULES
-from archsearch.spec import model_cost
-from archsearch.spec.merges import MERGES
 
 every_merge = pytest.mark.parametrize(("kind", "fields", "branches"), MERGE_CASES, ids=label)
 

@@ -9,6 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+
+from archsearch.mixers.base import Surroundings, state_bytes
+from archsearch.mixers.table import MIXERS
+from archsearch.spec.cost import ITEMSIZE
+from archsearch.spec.entries import layer_kinds
 from contract.building import (
     D_MODEL,
     LENGTHS,
@@ -19,11 +24,6 @@ from contract.building import (
     mixer_of,
     relative,
 )
-
-from archsearch.mixers.base import Surroundings, state_bytes
-from archsearch.mixers.table import MIXERS
-from archsearch.spec.cost import ITEMSIZE
-from archsearch.spec.entries import layer_kinds
 
 every_mixer = pytest.mark.parametrize(("kind", "fields"), MIXER_CASES, ids=label)
 with_and_without_projection = pytest.mark.parametrize("project", [True, False], ids=["projected", "inner"])

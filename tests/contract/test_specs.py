@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from contract.building import ids_of, model_of, relative
-from contract.strategies import LONGEST, specs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from archsearch.compiler import compile_model
 from archsearch.spec import ModelSpec, load_spec, model_cost
+from contract.building import ids_of, model_of, relative
+from contract.strategies import LONGEST, specs
 
 LIBRARY = sorted((Path(__file__).parents[2] / "specs").glob("*.yaml"))
 

@@ -1,0 +1,124 @@
+"""Short convolutions, norms and activations against torch's own and against formulas written out.
+
+Shape suffixes: b batch, l length, c channels, k kernel width, d width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from contract.building import inputs, mixer_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from archsearch.mixers.kernels import Kernels
+from archsearch.mixers.mlp import ACTIVATIONS
+from archsearch.mixers.norms import NORMS, RMSNorm
+from archsearch.mixers.short_conv import ShortConv, shifted_conv
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+@settings(max_examples=40)
+@given(length=st.integers(1, 12), width=st.integers(2, 9), bias=st.booleans(), batch=st.integers(1, 3))
+def test_short_conv_is_a_grouped_conv1d(length: int, width: int, bias: bool, batch: int) -> None:
+    x_blc, weight_ck, dy_blc = random(batch, length, 5), random(5, width, seed=1), random(batch, length, 5)
+    bias_c = random(5, seed=2) if bias else None
+    leaves = [t.requires_grad_() for t in (x_blc, weight_ck, bias_c) if t is not None]
+    padded_bcl = F.pad(x_blc.mT, (width - 1, 0))
+    truth_blc = F.conv1d(padded_bcl, weight_ck[:, None], bias_c, groups=5).mT
+    found_blc = shifted_conv(x_blc, weight_ck, bias_c)
+    torch.testing.assert_close(found_blc, truth_blc, rtol=1e-12, atol=1e-12)
+    found, truth = (torch.autograd.grad(y, leaves, dy_blc) for y in (found_blc, truth_blc))
+    for a, b in zip(found, truth, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 9])
+def test_short_conv_state_is_the_last_inputs(length: int) -> None:
+    conv = ShortConv(3, 4, bias=True, silu=True, kernels=Kernels())
+    conv.reset_parameters(torch.Generator().manual_seed(0))
+    conv.double()
+    x_blc = random(2, length, 3)
+    with torch.no_grad():
+        y_blc, state_bkc = conv.prefill(x_blc)
+        torch.testing.assert_close(y_blc, F.silu(shifted_conv(x_blc, conv.weight, conv.bias)))
+    expected = torch.cat([torch.zeros(2, 3, 3, dtype=torch.float64), x_blc], dim=1)[:, -3:]
+    assert torch.equal(state_bkc, expected)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("shape", [(12,), (3, 12), (2, 5, 12)], ids=str)
+def test_rms_norm_by_hand_with_gradients(groups: int, shape: tuple[int, ...]) -> None:
+    norm = RMSNorm(12, 1e-3, groups).double()
+    with torch.no_grad():
+        norm.weight.copy_(random(12, seed=1))
+    x_d, dy_d = random(*shape).requires_grad_(), random(*shape, seed=3)
+    parts = x_d.unflatten(-1, (groups, -1))
+    truth_d = (parts / (parts.square().mean(-1, keepdim=True) + 1e-3).sqrt()).flatten(-2) * norm.weight
+    found_d = norm(x_d)
+    torch.testing.assert_close(found_d, truth_d, rtol=1e-12, atol=1e-12)
+    leaves = [x_d, norm.weight]
+    found, truth = (torch.autograd.grad(y, leaves, dy_d) for y in (found_d, truth_d))
+    for a, b in zip(found, truth, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", NORMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_norms_keep_the_dtype_and_survive_zeros_and_large_values(kind: str, dtype: torch.dtype) -> None:
+    norm = NORMS[kind](8, 1e-5).to(dtype)
+    for x_d in (torch.zeros(3, 8), 1e4 * torch.ones(3, 8), 1e4 * random(3, 8).float()):
+        x_d = x_d.to(dtype).requires_grad_()
+        y_d = norm(x_d)
+        y_d.sum().backward()
+        assert y_d.dtype == dtype
+        assert y_d.isfinite().all()
+        assert x_d.grad is not None
+        assert x_d.grad.isfinite().all()
+
+
+def test_layer_norm_by_hand() -> None:
+    norm = NORMS["layernorm"](8, 1e-3).double()
+    with torch.no_grad():
+        norm.weight.copy_(random(8, seed=1))
+        norm.bias.copy_(random(8, seed=2))
+    x_d = random(4, 8)
+    centred = x_d - x_d.mean(-1, keepdim=True)
+    truth = centred / (centred.square().mean(-1, keepdim=True) + 1e-3).sqrt() * norm.weight + norm.bias
+    torch.testing.assert_close(norm(x_d), truth)
+
+
+BY_HAND = {
+    "silu": lambda x: x / (1 + math.exp(-x)),
+    "swiglu": lambda x: x / (1 + math.exp(-x)),
+    "gelu": lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2,
+    "geglu": lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2,
+    "relu2": lambda x: max(x, 0) ** 2,
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_by_hand(name: str) -> None:
+    for x in (-30.0, -1.5, 0.0, 0.3, 4.0):
+        found = ACTIVATIONS[name](torch.tensor(x, dtype=torch.float64)).item()
+        assert found == pytest.approx(BY_HAND[name](x), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_mlp_by_hand(name: str) -> None:
+    mixer, x = mixer_of("mlp", {"activation": name, "hidden": 5, "bias": True}), inputs(1, 3)
+    with torch.no_grad():
+        up = x @ mixer.up_proj.weight.T + mixer.up_proj.bias
+        gated = name in ("swiglu", "geglu")
+        gate, value = (up[..., :5], up[..., 5:]) if gated else (up, torch.ones_like(up))
+        inner = gate.clone().apply_(BY_HAND[name]) * value
+        truth = inner @ mixer.down_proj.weight.T + mixer.down_proj.bias
+        torch.testing.assert_close(mixer(x), truth, rtol=1e-12, atol=1e-12)

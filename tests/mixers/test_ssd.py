@@ -1,0 +1,106 @@
+"""The chunked scan against the recurrence as written.
+
+Shape suffixes: b batch, l length, h heads, p head_dim, g groups, n state size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from archsearch.mixers.ssd import ssd_chunked, ssd_reference
+
+Scan = Callable[..., tuple[Tensor, Tensor]]
+
+
+def arguments(
+    batch: int,
+    length: int,
+    heads: int,
+    groups: int,
+    *,
+    head_dim: int = 3,
+    n: int = 5,
+    dt: float = 0.1,
+    A: float = 4.0,
+    dtype: torch.dtype = torch.float64,
+) -> list[Tensor]:
+    """x, dt, A, B, C; step sizes about `dt`, decay rates up to `A`."""
+    g = torch.Generator().manual_seed(42)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, dtype=dtype)
+
+    dt_blh = dt * torch.rand(batch, length, heads, generator=g, dtype=dtype)
+    A_h = -A * torch.rand(heads, generator=g, dtype=dtype)
+    x, B, C = normal(batch, length, heads, head_dim), *(normal(batch, length, groups, n) for _ in "BC")
+    return [t.requires_grad_() for t in (x, dt_blh, A_h, B, C)]
+
+
+def run(scan: Scan, tensors: list[Tensor], **options: Any) -> tuple[Tensor, ...]:
+    """y, the last state, and the gradients of a loss that reads both."""
+    y, state = scan(*tensors, **options)
+    weigh_y = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+    weigh_state = torch.linspace(1, -2, state.numel(), dtype=y.dtype).view_as(state)
+    loss = (y * weigh_y).sum() + (state * weigh_state).sum()
+    return y, state, *torch.autograd.grad(loss, tensors)
+
+
+def assert_near(found: tuple[Tensor, ...], truth: tuple[Tensor, ...], tolerance: float) -> None:
+    for name, a, b in zip(("y", "state", "dx", "ddt", "dA", "dB", "dC"), found, truth, strict=True):
+        assert a.shape == b.shape, name
+        assert (a - b).abs().max() <= tolerance * b.abs().max().clamp_min(1e-3), name
+
+
+@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 100, 129])
+@pytest.mark.parametrize(("heads", "groups"), [(1, 1), (4, 1), (4, 2), (6, 6)])
+def test_chunked_scan_is_the_recurrence(length: int, heads: int, groups: int) -> None:
+    tensors = arguments(2, length, heads, groups)
+    assert_near(run(ssd_chunked, tensors), run(ssd_reference, tensors), 1e-10)
+
+
+@settings(max_examples=40)
+@given(
+    length=st.integers(1, 40), chunk=st.integers(1, 50), groups=st.integers(1, 3), shared=st.integers(1, 3)
+)
+def test_any_chunk_gives_the_same(length: int, chunk: int, groups: int, shared: int) -> None:
+    tensors = arguments(1, length, groups * shared, groups)
+    assert_near(run(ssd_chunked, tensors, chunk=chunk), run(ssd_reference, tensors), 1e-10)
+
+
+@pytest.mark.parametrize("length", [64, 150])
+def test_float32_is_as_exact_as_float32_allows(length: int) -> None:
+    wide = arguments(2, length, 4, 2)
+    narrow = [t.detach().float().requires_grad_() for t in wide]
+    found = tuple(t.double() for t in run(ssd_chunked, narrow))
+    assert_near(found, run(ssd_reference, wide), 2e-5)
+
+
+@pytest.mark.parametrize(("dt", "A"), [(1e4, 1e3), (1e3, 1e-6), (1e-8, 1e-8), (50.0, 16.0)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_extreme_step_sizes_stay_finite(dt: float, A: float, dtype: torch.dtype) -> None:
+    tensors = arguments(1, 130, 2, 1, dt=dt, A=A, dtype=dtype)
+    found = run(ssd_chunked, tensors)
+    assert all(t.isfinite().all() for t in found)
+    tolerance = 1e-8 if dtype == torch.float64 else 1e-3
+    for a, b in zip(found[:2], ssd_reference(*tensors), strict=True):
+        assert (a - b).abs().max() <= tolerance * b.abs().max()
+
+
+def test_a_step_of_zero_neither_decays_nor_adds() -> None:
+    x, dt, A, B, C = (t.detach() for t in arguments(1, 100, 2, 1))
+    _, state = ssd_chunked(x[:, :70], dt[:, :70], A, B[:, :70], C[:, :70])
+    dt[:, 70:] = 0
+    _, later = ssd_chunked(x, dt, A, B, C)
+    torch.testing.assert_close(later, state, rtol=1e-12, atol=1e-14)
+
+
+def test_gradients_by_finite_differences() -> None:
+    tensors = arguments(1, 5, 2, 1, head_dim=2, n=2)
+    assert torch.autograd.gradcheck(lambda *t: ssd_chunked(*t, chunk=2), tensors)
