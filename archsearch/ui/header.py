@@ -105,7 +105,9 @@ def _scores(study: Study, width: int) -> Text:
             )
         )
     history = study.hypervolume_history()
-    assumed = "*" if history and study.assumed_reference else ""
+    assumed = ""
+    if history and study.assumed_reference:
+        assumed = " against worst seen" if width >= 120 else "*"
     volume = Text.assemble(
         (f"hypervolume{assumed} ", theme.QUIET),
         (value(history[-1]) if history else "–", f"bold {theme.GOLD}"),

@@ -79,11 +79,8 @@ def _head(study: Study, folder: Path) -> str:
 def _tiles(study: Study) -> str:
     counts = study.counts()
     others = ", ".join(f"{number} {state}" for state, number in counts.items() if state != "complete")
-    tiles = [
-        _tile(
-            f"{counts.get('complete', 0)}<small>/{study.total}</small>", f"complete; {others or 'no other'}"
-        )
-    ]
+    done = f"{counts.get('complete', 0)}<small>/{study.total}</small>"
+    tiles = [_tile(done, f"complete; {others}" if others else "complete")]
     for name, direction in study.header.objectives.items():
         best = study.best(name)
         found = _text(value(best.values[name])) if best else "–"

@@ -15,7 +15,8 @@ from archsearch.ui.units import count, value
 
 _INK, _FAINT, _GRID = "#1f2933", "#616e7c", "#e4e7eb"
 _DOTS_PER_INCH = 200
-_LISTED = 14
+_LISTED = 8
+_LABEL_ROOM = 0.05
 
 UNITS = {
     "recall": "share of queries answered",
@@ -104,7 +105,7 @@ def _points(plot: Any, study: Study) -> None:
                 *zip(*(points[trial.id] for trial in group), strict=True),
                 s=sizes, c=colour, edgecolors=edges, linewidths=widths, label=name, zorder=3,
             )  # fmt: skip
-    for trial in study.front():
+    for trial in _labelled(study, view):
         plot.annotate(
             clean(trial.id), points[trial.id], xytext=(7, -13), textcoords="offset points",
             fontsize=8.5, fontweight="bold", color="#7a5901", zorder=4,
@@ -115,6 +116,19 @@ def _points(plot: Any, study: Study) -> None:
     plot.set(xlim=view.x, ylim=view.y)
     plot.set(xlabel=axis_label(study, view.x_name), ylabel=axis_label(study, view.y_name))
     _legend(plot)
+
+
+def _labelled(study: Study, view: Plane) -> list[Trial]:
+    """The front's members whose labels keep clear of the one before; the first always has its own."""
+    kept: list[tuple[float, float]] = []
+    members = []
+    for trial in study.front():
+        x, y = view.points[trial.id]
+        at = (x - view.x[0]) / (view.x[1] - view.x[0]), (y - view.y[0]) / (view.y[1] - view.y[0])
+        if all(abs(at[0] - left) > 1.6 * _LABEL_ROOM or abs(at[1] - up) > _LABEL_ROOM for left, up in kept):
+            kept.append(at)
+            members.append(trial)
+    return members
 
 
 def _attained(plot: Any, study: Study, view: Plane, corner: Pair) -> None:
@@ -149,25 +163,26 @@ def _layouts(listing: Any, study: Study) -> None:
     """The front's layouts from input (left) to output (right), parallel branches above one another."""
     listing.axis("off")
     front = study.front()
-    shown = front[:_LISTED]
-    rows = max(5, len(shown)) + 0.6
+    step = (len(front) - 1) / (_LISTED - 1)
+    shown = front if len(front) <= _LISTED else [front[round(place * step)] for place in range(_LISTED)]
+    rows = max(5, len(shown)) + 0.75
     listing.set(xlim=(0, 1), ylim=(rows, -0.45))
     if not shown:
         return
     listing.text(0.0, -0.28, "on the front, input to output", fontsize=8, color=_FAINT)
-    longest = max(_natural(trial.layout) for trial in shown)
     for row, trial in enumerate(shown):
         words = "   ".join(f"{clean(name)} {value(trial.values[name])}" for name in study.objectives)
         listing.text(0.0, row + 0.16, clean(trial.id), fontsize=8.5, fontweight="bold", color="#7a5901")
         params = trial.cost.get("params")
         told = words + (f"   {count(params)} params" if isinstance(params, int | float) else "")
         listing.text(0.11, row + 0.16, told, fontsize=8, color=_FAINT)
-        width = min(0.075 * _natural(trial.layout), _natural(trial.layout) / longest)
+        width = min(1.0, 0.075 * _natural(trial.layout))
         _cells(listing, trial.layout, (0.0, width), (row + 0.24, row + 0.72))
         _mixture(listing, study, trial, row + 0.77)
     if len(front) > len(shown):
-        listing.text(0.99, -0.28, f"and {len(front) - len(shown)} more", fontsize=8, color=_FAINT, ha="right")
-    _keys(listing, study, shown, rows)
+        words = f"{len(shown)} of {len(front)}, evenly spread"
+        listing.text(0.99, -0.28, words, fontsize=8, color=_FAINT, ha="right")
+    _keys(listing, study, shown)
 
 
 def _mixture(listing: Any, study: Study, trial: Trial, top: float) -> None:
@@ -179,7 +194,7 @@ def _mixture(listing: Any, study: Study, trial: Trial, top: float) -> None:
         left += 0.6 * share / total
 
 
-def _keys(listing: Any, study: Study, shown: Sequence[Trial], rows: float) -> None:
+def _keys(listing: Any, study: Study, shown: Sequence[Trial]) -> None:
     """What the letters and the colours of the mixtures stand for, in two lines at the bottom."""
     letters = [
         (f"{glyph} {name}", colour) for glyph, name, colour in kinds([trial.layout for trial in shown])
@@ -187,12 +202,14 @@ def _keys(listing: Any, study: Study, shown: Sequence[Trial], rows: float) -> No
     sources = [
         (clean(name), theme.source_colour(name, study.header.sources)) for name in study.header.sources
     ]
-    for line, entries in ((rows - 0.28, letters[:4]), (rows - 0.02, sources[:6])):
+    place = listing.transAxes
+    for line, entries in ((0.035, letters[:4]), (-0.01, sources[:6])):
         left = 0.0
         for words, colour in entries:
-            listing.plot(left + 0.01, line - 0.06, marker="s", markersize=5.5, color=colour, clip_on=False)
-            listing.text(left + 0.03, line, words, fontsize=7.5, color=_FAINT)
-            left += 0.06 + 0.0165 * len(words)
+            spot = {"marker": "s", "markersize": 5.5, "color": colour, "clip_on": False, "transform": place}
+            listing.plot(left + 0.01, line + 0.01, **spot)
+            listing.text(left + 0.03, line, words, fontsize=7.5, color=_FAINT, transform=place)
+            left += 0.075 + 0.0155 * len(words)
 
 
 def _natural(layout: Sequence[dict[str, Any]]) -> float:

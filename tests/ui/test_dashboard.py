@@ -139,7 +139,7 @@ def test_any_number_of_objectives(tmp_path, count):
             assert len(lines) == height
         wide = "\n".join(screen(Study.read(tmp_path), 200, 60))
     assert all(f"{name} ↓" in wide for name in names)
-    assert "hypervolume*" in wide
+    assert "hypervolume against worst seen" in wide
 
 
 def test_an_outlier_does_not_squeeze_the_front(tmp_path):
