@@ -33,7 +33,7 @@ class Block(nn.Module):
         self.scale = spec.scales.residual
         self.norm = norm(spec.d_model, spec.norm.eps) if node.norm in ("pre", "sandwich") else None
         self.post_norm = norm(spec.d_model, spec.norm.eps) if node.norm in ("post", "sandwich") else None
-        self.layer = layer
+        self.layer: Any = layer
 
     def forward(self, x: Tensor) -> Tensor:
         return self._out(x, self.layer(self._in(x)))
@@ -62,8 +62,8 @@ class ParallelLayer(nn.Module):
 
     def __init__(self, branches: list[list[nn.Module]], merge: nn.Module):
         super().__init__()
-        self.branches = nn.ModuleList(nn.ModuleList(blocks) for blocks in branches)
-        self.merge = merge
+        self.branches: Any = nn.ModuleList(nn.ModuleList(blocks) for blocks in branches)
+        self.merge: Any = merge
 
     def forward(self, x: Tensor) -> Tensor:
         outputs = []
@@ -88,7 +88,8 @@ class ParallelLayer(nn.Module):
         self, x: Tensor, run: Callable[[Any, Tensor, int, int], tuple[Tensor, Any]]
     ) -> tuple[list[Tensor], tuple[Any, ...]]:
         """Run every branch; the outputs, and the states by branch and block."""
-        outputs, states = [], []
+        outputs: list[Tensor] = []
+        states: list[Any] = []
         for i, blocks in enumerate(self.branches):
             y, kept = x, []
             for j, block in enumerate(blocks):

@@ -44,7 +44,7 @@ class LanguageModel(nn.Module):
         positions = spec.embedding.positions
         self.positions = nn.Embedding(positions.learned, spec.d_model) if positions else None
         around = Surroundings(spec.d_model, spec.norm.eps, kernels)
-        self.layers = nn.ModuleList(StackBuilder(spec, around).stack(spec.nodes))
+        self.layers: Any = nn.ModuleList(StackBuilder(spec, around).stack(spec.nodes))
         self.final_norm = NORMS[spec.norm.kind](spec.d_model, spec.norm.eps) if spec.final_norm else None
         self.head = None if spec.embedding.tied else nn.Linear(spec.d_model, spec.vocab, bias=False)
 

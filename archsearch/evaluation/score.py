@@ -63,7 +63,8 @@ def evaluate(
                 metrics[f"perplexity/{domain}@{context}"] = _exp(nll)
                 metrics[f"bits_per_byte/{domain}@{context}"] = nll / math.log(2)
         for task in recall_tasks:
-            for length in spec.recall_contexts or [None]:
+            lengths: list[int | None] = [*(spec.recall_contexts or [])] or [None]
+            for length in lengths:
                 asked = recall_examples(
                     data.source(task), length=length, count=spec.examples, seed=HELD_OUT_SEED
                 )

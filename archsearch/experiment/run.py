@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_model, save_model
 
 from archsearch.compiler import LanguageModel, compile_model
@@ -21,6 +22,9 @@ from archsearch.evaluation.score import evaluate
 from archsearch.experiment.spec import Experiment
 from archsearch.training import checkpoint
 from archsearch.training.loop import StepReport, Trainer
+
+CHECKPOINT = "checkpoint.pt"
+WEIGHTS = "weights.safetensors"
 
 CURVE_POINTS = 100
 """Lines of a learning curve, about."""
@@ -81,7 +85,7 @@ class ExperimentRun:
     def checkpoint(self) -> None:
         """Keep everything that the next step depends on."""
         state = self.trainer.state() | {"seconds": self.seconds}
-        checkpoint.save_atomically(state, self.folder / "checkpoint.pt")
+        checkpoint.save_atomically(state, self.folder / CHECKPOINT)
 
     def evaluate(self) -> dict[str, float]:
         """Score the model as the experiment says; keep the scores, and the weights if training is over."""
@@ -91,11 +95,15 @@ class ExperimentRun:
         if self.finished:
             self._keep_weights()
         self._log({"evaluation": metrics, "step": self.step, "seconds": self.seconds, "time": time.time()})
+        if self.finished:
+            # Last: a kill before this line finds the weights or the checkpoint, and trains nothing twice.
+            (self.folder / CHECKPOINT).unlink(missing_ok=True)
         return metrics
 
     def data_report(self) -> dict[str, dict[str, float]]:
         """Tokens and epochs of each source so far."""
-        return {"tokens": self.stream.counts(self.step), "epochs": self.stream.epochs(self.step)}
+        tokens = {name: float(count) for name, count in self.stream.counts(self.step).items()}
+        return {"tokens": tokens, "epochs": self.stream.epochs(self.step)}
 
     def close(self) -> None:
         """Free the memory; the folder stays."""
@@ -104,18 +112,27 @@ class ExperimentRun:
             torch.cuda.empty_cache()
 
     def _keep_weights(self) -> None:
-        path = self.folder / "weights.safetensors"
+        path = self.folder / WEIGHTS
         partial = path.with_name(path.name + ".partial")
-        save_model(self.model, str(partial), metadata={"spec_hash": self.experiment.arch.hash})
+        about = {"spec_hash": self.experiment.arch.hash, "seconds": repr(self.seconds)}
+        save_model(self.model, str(partial), metadata=about)
         partial.replace(path)
-        (self.folder / "checkpoint.pt").unlink(missing_ok=True)
 
     def _resume(self) -> None:
-        state = checkpoint.load(self.folder / "checkpoint.pt", self.device)
-        if state is not None:
+        state = checkpoint.load(self.folder / CHECKPOINT, self.device)
+        if (self.folder / WEIGHTS).exists():
+            self._take_trained(self.folder / WEIGHTS)
+        elif state is not None:
             self.trainer.restore(state)
             self.seconds = state["seconds"]
         self._trim_curve()
+
+    def _take_trained(self, path: Path) -> None:
+        """The end of training: what is left to do is to score."""
+        load_model(self.model, str(path), device=self.device)
+        self.trainer.step = self.steps
+        with safe_open(str(path), framework="pt") as file:
+            self.seconds = float((file.metadata() or {}).get("seconds", 0.0))
 
     def _trim_curve(self) -> None:
         """Drop points after the checkpoint: those steps will be taken again."""
@@ -123,7 +140,9 @@ class ExperimentRun:
         if not path.exists():
             return
         kept = [line for line in path.read_text().splitlines(keepends=True) if self._is_past(line)]
-        path.write_text("".join(kept))
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(kept))
+        partial.replace(path)
 
     def _is_past(self, line: str) -> bool:
         try:

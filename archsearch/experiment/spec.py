@@ -54,14 +54,20 @@ class Experiment(Spec):
             yield Issue(("arch", "vocab_size"), "training needs a tokenizer, not only a vocabulary's size")
         for path, message in self.data.check_context(self.training.context):
             yield Issue(("data", *path), message)
+        known = list(dict.fromkeys([*self.data.mixture, *self.data.sources, *BUILT_IN]))
+        tasks = [t for t in self.recall_tasks if t in known and self.data.source(t).kind == "recall"]
         positions = self.arch.embedding.positions
-        longest = max([self.training.context, *self.contexts, *(self.evaluation.recall_contexts or [])])
+        longest = max(self.training.context, *self.contexts, *self._recall_lengths(tasks))
         if positions is not None and longest > positions.learned:
             yield Issue(
                 ("arch", "embedding", "positions", "learned"),
                 f"{positions.learned} positions are fewer than the longest context, {longest}",
             )
-        known = list(dict.fromkeys([*self.data.mixture, *self.data.sources, *BUILT_IN]))
+        if self.domains and max(self.contexts) > self.evaluation.tokens:
+            yield Issue(
+                ("evaluation", "tokens"),
+                f"{self.evaluation.tokens} held-out tokens hold no window of {max(self.contexts)}",
+            )
         for i, name in enumerate(self.evaluation.domains or []):
             if name not in known:
                 yield Issue(("evaluation", "domains", i), f"unknown source {name!r}{nearest(name, known)}")
@@ -72,8 +78,12 @@ class Experiment(Spec):
                 yield Issue(("evaluation", "recall", i), f"unknown source {name!r}{nearest(name, known)}")
             elif self.data.source(name).kind != "recall":
                 yield Issue(("evaluation", "recall", i), f"{name!r} is a text source; list it in domains")
-            else:
-                yield from self._unaskable(name)
+        for task in tasks:
+            yield from self._unaskable(task)
+
+    def _recall_lengths(self, tasks: list[str]) -> list[int]:
+        """Lengths at which the tasks are asked."""
+        return self.evaluation.recall_contexts or [self.data.source(task).length or 0 for task in tasks]
 
     def _unaskable(self, task: str) -> Iterator[Issue]:
         for i, length in enumerate(self.evaluation.recall_contexts or []):

@@ -126,7 +126,7 @@ class AttentionMixer(Mixer):
 
     def step(self, x_bd: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
         qkv, conv = self.qkv_proj(x_bd), None
-        if self.conv is not None:
+        if self.conv is not None and state.conv is not None:
             qkv, conv = self.conv.step(qkv, state.conv)
         q, k, v = self._heads(qkv[:, None], state.position)
         cache = state.cache.append(k, v, self.window)

@@ -44,6 +44,9 @@ class TrainingSpec(Spec):
                 ("tokens_per_step",),
                 f"{self.tokens_per_step} tokens a step are no multiple of the context, {self.context}",
             )
+        if self.schedule == "wsd" and self.warmup + self.decay > 1:
+            where = "decay" if "decay" in self.model_fields_set else "warmup"
+            refuse((where,), f"a warm-up of {self.warmup:g} and a decay of {self.decay:g} overlap")
         if not all(0 <= beta < 1 for beta in self.betas):
             refuse(("betas",), f"expected two numbers in [0, 1), found {list(self.betas)}")
         return self
