@@ -44,7 +44,7 @@ def sweep(
 
 def watch(run: Run, interval: Annotated[float, typer.Option(min=0.05, help="Seconds.")] = 0.5) -> None:
     """Show the dashboard of a run: one that another process works on, or a finished one."""
-    from archsearch.ui.watch import watch as follow
+    from archsearch.ui.live import watch as follow
 
     follow(run, interval=interval)
 
