@@ -83,7 +83,9 @@ def text(minutes: float) -> None:
         for context in experiment.contexts:
             bits = scores[f"bits_per_byte/reference@{context}"]
             print(f"| {experiment.name}, context {context} | {bits:.3f} |")
-        print(f"{params:,} parameters, {run.tokens:,} of {experiment.training.tokens:,} tokens, {spent:.0f} s")
+        print(
+            f"{params:,} parameters, {run.tokens:,} of {experiment.training.tokens:,} tokens, {spent:.0f} s"
+        )
 
 
 def main() -> None:

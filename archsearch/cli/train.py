@@ -54,7 +54,9 @@ def train(
 
 
 def evaluate(
-    folder: Annotated[Path, typer.Argument(help="A trained run or trial: spec.yaml and weights.safetensors.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A trained run or trial: spec.yaml and weights.safetensors.")
+    ],
     split: Annotated[str, typer.Option(help="Held-out part: validation or test.")] = "test",
     contexts: Annotated[str | None, typer.Option(help="Lengths for text, such as 128,512.")] = None,
     recall_contexts: Annotated[str | None, typer.Option(help="Lengths for recall, such as 32,64.")] = None,
@@ -79,9 +81,7 @@ def evaluate(
 
     _use(threads, device)
     model = load_trained(experiment, weights, device)
-    _print_metrics(
-        score(model, experiment, device), as_json, title=f"{folder} on the {split} split"
-    )
+    _print_metrics(score(model, experiment, device), as_json, title=f"{folder} on the {split} split")
 
 
 def _claim(folder: Path, experiment: Experiment) -> None:

@@ -44,7 +44,9 @@ def loaded_modules(*arguments: str) -> set[str]:
         "try:\n    main()\nexcept SystemExit as done:\n    assert not done.code, done.code\n"
         "print('loaded', [m for m in ('torch', 'ray', 'optuna') if m in sys.modules], file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True
+    )
     return set(json.loads(done.stderr.rsplit("loaded ", 1)[1].replace("'", '"')))
 
 
@@ -72,11 +74,15 @@ def test_the_library_is_valid() -> None:
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
 def test_show_json_adds_up(path: Path) -> None:
     found = json.loads(archsearch("show", path, "--json", "--context", 100).stdout)
-    assert {"name", "hash", "params", "active_params", "flops_per_token", "state_bytes", "layers"} <= set(found)
+    assert {"name", "hash", "params", "active_params", "flops_per_token", "state_bytes", "layers"} <= set(
+        found
+    )
     parts = [found["embedding"], found["head"], *found["layers"]]
     for key in ("params", "active_params", "state_bytes"):
         assert found[key] == sum(part[key] for part in parts)
-    assert all({"path", "kind", "params", "flops_per_token", "state_bytes"} <= set(x) for x in found["layers"])
+    assert all(
+        {"path", "kind", "params", "flops_per_token", "state_bytes"} <= set(x) for x in found["layers"]
+    )
 
 
 def test_show_resolved_is_the_same_model(tmp_path: Path) -> None:
