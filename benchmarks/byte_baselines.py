@@ -1,4 +1,4 @@
-"""Two models of bytes that are fitted by counting: what a language model must beat to have learned much.
+"""Two models of bytes that are fitted by counting: what a language model must beat to have learned much."""
 
 from __future__ import annotations
 
