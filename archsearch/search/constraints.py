@@ -10,7 +10,7 @@ from archsearch.search.costs import CandidateCosts, CostName
 from archsearch.spec.quantities import parse_quantity
 
 OPERATORS = ("<=", ">=", "<", ">")
-INVALID = "valid"
+INVALID = "a valid combination"
 """The constraint that candidates break whose parts do not fit together."""
 
 _PARTS = re.compile(r"\s*([^<>=!]*?)\s*([<>=!]+)\s*([^<>=!]*?)\s*")

@@ -18,7 +18,7 @@ from archsearch.search.constraints import INVALID, violations
 from archsearch.search.costs import CandidateCosts
 from archsearch.search.holes import Filled, Hole, Node, Size
 from archsearch.search.parsing import find_hole, parse_space
-from archsearch.search.settings import SECTIONS, Settings, check_sections
+from archsearch.search.settings import SECTIONS, SearchSpec, Settings, check_sections
 from archsearch.spec import ModelSpec, SpecError, load_spec
 from archsearch.spec.errors import Issue, refuse, validate
 from archsearch.spec.source import Source
@@ -43,23 +43,6 @@ class Candidate:
         assert self.experiment is not None
         return CandidateCosts(self.experiment)
 
-    @cached_property
-    def identity(self) -> str:
-        """Equal for candidates that would train and score the same, whatever form they were written in."""
-        assert self.experiment is not None
-        experiment = self.experiment
-        parts = {
-            "arch": experiment.arch.hash,
-            "mixture": experiment.data.weights,
-            "sources": {
-                name: experiment.data.source(name).model_dump(mode="json")
-                for name in sorted({*experiment.data.mixture, *experiment.domains, *experiment.recall_tasks})
-            },
-            "training": experiment.training.model_dump(mode="json"),
-            "evaluation": experiment.evaluation.model_dump(mode="json"),
-        }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
 
 @dataclass(frozen=True)
 class SearchSpace:
@@ -74,6 +57,10 @@ class SearchSpace:
     @property
     def name(self) -> str:
         return self.settings.name
+
+    @property
+    def search(self) -> SearchSpec:
+        return self.settings.search
 
     @cached_property
     def size(self) -> Size:
@@ -94,13 +81,24 @@ class SearchSpace:
         return hashlib.sha256(json.dumps(self._compared, sort_keys=True).encode()).hexdigest()[:16]
 
     @cached_property
-    def sources(self) -> list[str]:
-        """The sources that candidates' mixtures name."""
+    def samples(self) -> list[Experiment]:
+        """Some valid candidates, always the same."""
         rng = np.random.default_rng(0)
         choosers: list[Chooser] = [EdgeChooser(last=False), EdgeChooser(last=True)]
         choosers += [RandomChooser(rng) for _ in range(20)]
         experiments = [self.candidate(chooser).experiment for chooser in choosers]
-        return list(dict.fromkeys(name for e in experiments if e is not None for name in e.data.mixture))
+        return [experiment for experiment in experiments if experiment is not None]
+
+    @property
+    def sources(self) -> list[str]:
+        """The sources that candidates' mixtures name."""
+        return list(dict.fromkeys(name for experiment in self.samples for name in experiment.data.mixture))
+
+    @property
+    def budget(self) -> dict[str, float]:
+        """What every candidate is trained with: `tokens`, where that is the same for all."""
+        tokens = {experiment.training.tokens for experiment in self.samples}
+        return {"tokens": tokens.pop()} if len(tokens) == 1 else {}
 
     def fill(self, chooser: Chooser, start: int | None = None) -> Filled:
         """Fill every hole. start: take the layout of that file of `start_from` for the `arch` section."""
@@ -109,7 +107,7 @@ class SearchSpace:
             if key == "arch" and start is not None:
                 filled.value[key] = self.starts[start]
                 filled.places[(key,)] = ("search", START, start)
-                filled.params[START] = self.settings.search.start_from[start]
+                filled.params[START] = self.search.start_from[start]
             else:
                 filled.value[key] = node.fill(chooser, key, (key,), filled)
         return filled
@@ -128,7 +126,7 @@ class SearchSpace:
 
     def start_of(self, params: Mapping[str, Any]) -> int | None:
         """Which file of `start_from` the recorded candidate's layout came from."""
-        return self.settings.search.start_from.index(params[START]) if START in params else None
+        return self.search.start_from.index(params[START]) if START in params else None
 
     def experiment(self, filled: Filled) -> Experiment:
         """Raises `SpecError` located in the space's file."""
@@ -177,14 +175,23 @@ def load_space(path: str | FilePath) -> SearchSpace:
 
 def read_space(path: str | FilePath) -> SearchSpace:
     """Read a search-space file without trying candidates of it. Raises `SpecError`."""
+    return _read(path, FilePath(path).parent)
+
+
+def read_recorded_space(path: str | FilePath) -> SearchSpace:
+    """Read a run's copy of its space, for comparing: the files that it starts from need not be near."""
+    return _read(path, None)
+
+
+def _read(path: str | FilePath, beside: FilePath | None) -> SearchSpace:
     source = Source.read(path)
     settings, sections = source.check(Settings, lambda: _parse(source.value))
     starts = []
-    for i, name in enumerate(settings.search.start_from):
-        file = FilePath(path).parent / name
-        if not file.is_file():
+    for i, name in enumerate(settings.search.start_from if beside is not None else []):
+        assert beside is not None
+        if not (beside / name).is_file():
             raise source.error([Issue(("search", START, i), f"no such file: {name}")])
-        starts.append(load_spec(file))
+        starts.append(load_spec(beside / name))
     text = FilePath(path).read_text(encoding="utf-8-sig")
     return SearchSpace(source, text, settings, sections, tuple(starts))
 

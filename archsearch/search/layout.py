@@ -1,0 +1,34 @@
+"""A spec's graph as the record draws it: one glyph a layer, parallel branches beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from archsearch.spec import Node
+
+
+def draw(nodes: Sequence[Node]) -> list[dict[str, Any]]:
+    """The layout of a trial's record (`archsearch.study.schema.Layout`)."""
+    return [_draw(node) for node in nodes]
+
+
+def pattern(nodes: Sequence[Node]) -> str:
+    """The same as plain text: `M-(M|A)-`, windowed attention in lower case."""
+    return "".join(_text(node) for node in nodes)
+
+
+def _draw(node: Node) -> dict[str, Any]:
+    if node.merge is not None:
+        branches = [draw(branch) for branch in node.branches]
+        return {"kind": "parallel", "branches": branches, "merge": node.merge.kind}
+    found = {"glyph": node.layer.glyph, "kind": node.kind, "family": node.layer.family}
+    window = getattr(node.layer, "window", None)
+    return found | ({"window": window} if window else {})
+
+
+def _text(node: Node) -> str:
+    if node.merge is not None:
+        return "(" + "|".join(pattern(branch) for branch in node.branches) + ")"
+    glyph = node.layer.glyph
+    return glyph.lower() if getattr(node.layer, "window", None) else glyph

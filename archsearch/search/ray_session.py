@@ -1,0 +1,113 @@
+"""A local Ray of our own: quiet, in a temporary folder, gone when the sweep is."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+PREFIX = "archsearch-ray-"
+MARK = ".ray"
+"""In the run's folder while it is worked on: where Ray's files are, for a later session to clear up."""
+
+ENVIRONMENT = {
+    # Ray reads these when it is imported or started; each silences or disables something of its own.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_TRAIN_V2_ENABLED": "0",
+    "RAY_enable_metrics_collection": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_WARN_THRESHOLD_S": "3600",
+}
+
+_LONGEST_BASE = 24
+"""Ray puts sockets some 70 characters below its folder, and a socket's path may have 107."""
+
+
+@contextlib.contextmanager
+def ray_session(run: Path, cpus: int, threads: int) -> Iterator[Path]:
+    """Start Ray with `cpus` cores; yield a folder for its files. threads: BLAS threads of each worker.
+
+    One session's daemons, sockets and files are its own: those of a killed one cannot disturb it.
+    """
+    _clear_up(run)
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_base()))
+    (run / MARK).write_text(str(folder))
+    limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    try:
+        with _environment(ENVIRONMENT | {"TUNE_MAX_PENDING_TRIALS_PG": str(cpus)}), _silence():
+            import ray
+
+            ray.shutdown()
+            with _environment(limits):
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    num_gpus=0,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.CRITICAL,
+                    object_store_memory=100_000_000,
+                    _temp_dir=str(folder),
+                )
+            try:
+                yield folder
+            finally:
+                ray.shutdown()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        (run / MARK).unlink(missing_ok=True)
+
+
+def _clear_up(run: Path) -> None:
+    """Remove what a killed session of this run left behind."""
+    try:
+        left = Path((run / MARK).read_text())
+    except OSError:
+        return
+    if left.parent == _base() and left.name.startswith(PREFIX):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _base() -> Path:
+    base = Path(tempfile.gettempdir())
+    return base if len(str(base)) <= _LONGEST_BASE else Path("/tmp")
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """No line of Ray's Python side reaches the terminal; failures are told through the record."""
+    loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "ray.data", "ray.train")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
