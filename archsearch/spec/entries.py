@@ -109,6 +109,8 @@ class Parallel(Layer):
 
     A branch is a layer or a list of layers. Its first layer is applied bare; the ones after it are residual
     blocks on the branch's own stream, so a branch's output holds no copy of the block's input.
+
+    branches: two or more, each a layer or a list of layers. merge: how their outputs become one stream.
     """
 
     kind = "parallel"
@@ -119,14 +121,20 @@ class Parallel(Layer):
 
 
 class Repeat(Spec):
-    """`layers`, unrolled `repeat` times."""
+    """A stack again and again, with weights of its own each time.
+
+    repeat: how often. layers: what is repeated.
+    """
 
     repeat: int = Field(ge=1)
     layers: Entries
 
 
 class Share(Spec):
-    """An earlier layer again: the same weights, its own cache."""
+    """An earlier layer again: the same weights, its own cache.
+
+    share: the id of the layer.
+    """
 
     share: str
 

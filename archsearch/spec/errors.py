@@ -193,14 +193,14 @@ def _model_at(cls: type[BaseModel], path: Path) -> type[BaseModel] | None:
         field = here.model_fields.get(str(part))
         if field is None:
             continue  # an index or a union's tag: stay on the model it was reached from
-        here = _model_in(field.annotation)
+        here = model_in(field.annotation)
     return here
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def model_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if get_origin(annotation) in (Union, UnionType, list, tuple, dict):
-        models = [m for m in map(_model_in, get_args(annotation)) if m is not None]
+        models = [m for m in map(model_in, get_args(annotation)) if m is not None]
         return models[0] if models else None
     return None

@@ -97,6 +97,11 @@ class Rope(Spec):
         return int(head_dim * self.fraction)
 
 
+def _or_none(schema: dict[str, Any]) -> None:
+    """In JSON Schema too, `none` is a word for null."""
+    schema["anyOf"].append({"const": "none"})
+
+
 class Attention(Layer):
     """Causal softmax attention with grouped queries (arXiv 2305.13245).
 
@@ -115,10 +120,10 @@ class Attention(Layer):
     heads: Size | None = None
     kv_heads: Size | None = None
     head_dim: Size | None = None
-    rope: Rope | None = Rope()
-    window: int | None = Field(default=None, ge=1)
-    qk_norm: Literal["head", "full"] | None = None
-    conv: int | None = Field(default=None, ge=2, le=64)
+    rope: Rope | None = Field(default=Rope(), json_schema_extra=_or_none)
+    window: int | None = Field(default=None, ge=1, json_schema_extra=_or_none)
+    qk_norm: Literal["head", "full"] | None = Field(default=None, json_schema_extra=_or_none)
+    conv: int | None = Field(default=None, ge=2, le=64, json_schema_extra=_or_none)
     bias: bool = False
     output_bias: bool = False
     scale: float | None = Field(default=None, gt=0)
@@ -184,9 +189,10 @@ class Mamba2(Layer):
 
     d_state: state size a channel. expand: inner width / d_model. head_dim: channels a head. groups: B and C
     are shared by heads / groups heads. d_conv: width of the causal depthwise convolution on x, B and C.
-    gated_norm: RMS norm after the gate, before it, or none. dt_min, dt_max: range of the initial step sizes
-    (log-uniform, at least dt_floor). dt_limit: bounds that the step size is clamped to at run time.
-    A_init: range of the initial decay rates. conv_bias, bias: of the convolution and of both projections.
+    gated_norm: RMS norm after the gate, before it, or none. dt_min, dt_max: range of the initial step sizes,
+    log-uniform. dt_floor: the least initial step size. dt_limit: bounds that the step size is clamped to at
+    run time. A_init: range of the initial decay rates. conv_bias: of the convolution. bias: of both
+    projections.
     """
 
     kind = "mamba2"
@@ -274,7 +280,8 @@ class Mlp(Layer):
     """Two-layer channel mixer; gated (arXiv 2002.05202) for swiglu and geglu, relu2 as in arXiv 2109.08668.
 
     expand: hidden width / d_model; default: 4, or 8/3 rounded up to a multiple of 8 where the activation is
-    gated. hidden: the hidden width itself, in place of expand.
+    gated. hidden: the hidden width itself, in place of expand. activation: between the two projections.
+    bias: of both projections.
     """
 
     kind = "mlp"

@@ -120,7 +120,10 @@ class Gate(Merge):
 
 
 class NormedMean(Merge):
-    """Mean of RMS-normed branches, each head normed by itself (Hymba, arXiv 2411.13676, has one head)."""
+    """Mean of RMS-normed branches, each head normed by itself (Hymba, arXiv 2411.13676, has one head).
+
+    heads: equal parts of a branch's features, each with an RMS of its own.
+    """
 
     kind = "normed_mean"
 
@@ -144,7 +147,7 @@ class CrossAttention(Merge):
     the asking branch is kept as a residual unless `residual` is false.
 
     query: the branch that asks, by index or by the kind or family (ssm, attention) of its first layer.
-    heads, kv_heads, window: as for attention.
+    heads, kv_heads, window: as for attention. residual: whether the asking branch is added to the answer.
     """
 
     kind = "cross_attention"

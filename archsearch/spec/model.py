@@ -88,6 +88,12 @@ class ModelSpec(Spec):
     """A language model: vocabulary, width, and the stack of layers (`layers`, or `pattern` in shorthand).
 
     A ModelSpec that exists is legal: its graph has been expanded and every layer checked at its width.
+
+    name: for people; no part of the hash. tokenizer: what turns text into token ids. vocab_size: number of
+    token ids, where there is no tokenizer. d_model: width of the stream between blocks. norm: of every
+    block and of the final output. final_norm: whether the last block's output is normed before the head.
+    defaults: fields that layers of a kind take where they give none. layers: the stack, from the embedding
+    up. pattern: the stack in shorthand, in place of layers.
     """
 
     name: str = Field(default="model", min_length=1, max_length=200)

@@ -138,7 +138,10 @@ class Source:
     def _plain(self, node: _Node, path: Path) -> Any:
         self._count += 1
         if self._count > MAX_VALUES:
-            raise self.at(node.mark, path, f"anchors expand to more than {MAX_VALUES:,} values")
+            # At the key under which they do: the value itself stands where its anchor is.
+            raise self.at(
+                self.locate(path[:1]), path[:1], f"anchors expand to more than {MAX_VALUES:,} values"
+            )
         if len(path) > MAX_DEPTH:
             raise self.at(node.mark, path[:4], f"nested deeper than {MAX_DEPTH} levels")
         if node.sequence is not None:
@@ -156,6 +159,7 @@ class _Builder:
         self.anchors: dict[str, _Node] = {}
         self.frames: list[_Frame] = []
         self.root: _Node | None = None
+        self.values = 0
 
     def build(self, text: str) -> _Node:
         yaml = YAML(typ="safe", pure=True)
@@ -165,7 +169,9 @@ class _Builder:
                 if isinstance(event, DocumentStartEvent):
                     documents += 1
                     if event.version or event.tags:
-                        raise self.source.at((1, 1), (), "% directives are not supported; YAML 1.2 is read")
+                        raise self.source.at(
+                            _mark(event), (), "% directives are not supported; YAML 1.2 is read"
+                        )
                 if documents > 1:
                     raise self.source.at(_mark(event), (), "a second document; expected one")
                 self._take(event, yaml.resolver)
@@ -185,6 +191,9 @@ class _Builder:
         return self.root
 
     def _take(self, event: Any, resolver: Any) -> None:
+        self.values += 1
+        if self.values > MAX_VALUES:
+            raise self.source.at(_mark(event), (), f"more than {MAX_VALUES:,} values")
         if isinstance(event, ScalarEvent):
             self._place(event, _Node(_mark(event), scalar=self._scalar(event, resolver)))
         elif isinstance(event, AliasEvent):

@@ -167,7 +167,7 @@ def shared_projection(draw: Draw, d_model: int, merge: str, count: int) -> Field
         branches = [draw(blocks(d_model, 0, [], bare=True)) for _ in range(count)]
         width = 1
     else:
-        width = draw(st.sampled_from([d_model // 2, d_model, d_model * 2]))
+        width = draw(st.sampled_from([w for w in (d_model // 2, d_model, d_model * 2) if w % 4 == 0]))
         equal: list[Any] = [
             {"mlp": {"hidden": width}},
             {"mamba2": {"expand": width / d_model, "head_dim": 4, "d_state": 3}},
