@@ -30,8 +30,15 @@ def sweep(
     folder = out or Path("results") / loaded.name
 
     from archsearch.search.driver import run_sweep
+    from archsearch.study import Study
+    from archsearch.ui.live import open_reporter
 
-    result = run_sweep(loaded, folder, trials=trials, plain=no_dashboard or None)
+    result = run_sweep(
+        loaded,
+        folder,
+        trials=trials,
+        open_reporter=lambda run: open_reporter(Study.read(run), plain=no_dashboard or None),
+    )
     if result.exit_code != 130:
         from archsearch.ui.report import write_report
 

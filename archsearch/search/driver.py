@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -56,12 +56,13 @@ def run_sweep(
     out: Path,
     *,
     trials: int | None = None,
-    reporter: Reporter | None = None,
+    open_reporter: Callable[[Path], AbstractContextManager[Reporter]] | None = None,
     stop: threading.Event | None = None,
 ) -> SweepResult:
     """Search `space`, recording everything in the folder `out`; an unfinished sweep there is continued.
 
-    trials: candidates to train in all; default: the space's. stop: set it to interrupt, as the first Ctrl-C
+    trials: candidates to train in all; default: the space's. open_reporter: called with `out` once its record
+    can be read; what it returns is entered, told to update often, and left at the end. stop: set it to interrupt, as the first Ctrl-C
     does: running trials write their checkpoints and the sweep ends. A second Ctrl-C ends the process at once.
 
     Raises StudyError where `out` is in use, or is a run over another space.
@@ -70,16 +71,14 @@ def run_sweep(
     concurrency = space.settings.resources.concurrent or max(1, available_cpus() // cpu)
     sweep = Sweep(space, out, trials, concurrency)
     stop = stop or threading.Event()
-    try:
+    with ExitStack() as stack:
+        stack.callback(sweep.close)
+        reporter = None if open_reporter is None else stack.enter_context(open_reporter(out))
         if sweep.has_work:
             _work(sweep, concurrency, reporter, stop)
         front = sweep.write_front()
         interrupted = stop.is_set() and (sweep.has_work or "running" in sweep.counts())
         return SweepResult(out, front, sweep.counts(), interrupted, sweep.exhausted)
-    finally:
-        sweep.close()
-        if reporter is not None:
-            reporter.close()
 
 
 def available_cpus() -> int:
