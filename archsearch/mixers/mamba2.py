@@ -99,7 +99,9 @@ class Mamba2Mixer(Mixer):
             )
             return y.flatten(-2), state.float()
         wide = torch.promote_types(x.dtype, torch.float32)
-        y, state = ssd_chunked(x.to(wide), self._dt(dt_blh), self._A(), B.to(wide), C.to(wide))
+        # Autocast would take the scan's matmuls, which sum over the context, in half precision.
+        with torch.autocast(x.device.type, enabled=False):
+            y, state = ssd_chunked(x.to(wide), self._dt(dt_blh), self._A(), B.to(wide), C.to(wide))
         y = y.to(x.dtype) + self.D.to(x.dtype)[:, None] * x
         return y.flatten(-2), state
 

@@ -151,3 +151,18 @@ def test_the_seed_decides_every_weight(kind: str, fields: dict[str, Any]) -> Non
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert all(tensor.isfinite().all() for tensor in first.values())
     assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@every_mixer
+def test_autocast_runs_both_ways_and_stays_near(kind: str, fields: dict[str, Any]) -> None:
+    mixer, x_bld = mixer_of(kind, fields).float(), inputs(2, 70).float().requires_grad_()
+    truth_bld = mixer(x_bld).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        y_bld = mixer(x_bld)
+        state = mixer.prefill(x_bld)[1]
+    y_bld.float().square().sum().backward()
+    assert relative(y_bld.detach().float(), truth_bld) < 0.05
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in mixer.parameters())
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        y_bd, _ = mixer.step(x_bld[:, 0], state)
+    assert y_bd.isfinite().all()
