@@ -1,8 +1,8 @@
 """What the driver costs: a sweep of trials that do almost nothing, timed as a whole.
 
 Each trial takes one optimiser step on a one-layer model and is scored on a handful of tokens. Its own work is
-what it reports of itself, building its model and its data included. Everything else of the sweep's wall-clock
-time counts as overhead: starting and stopping Ray, importing torch in the workers, proposing, recording.
+the time it reports: training and scoring. Everything else of the sweep's wall-clock time counts as overhead:
+starting and stopping Ray, importing torch in the workers, building models and data, proposing, recording.
 
     python benchmarks/sweep_overhead.py [--trials 24] [--concurrent 2]
 """
@@ -41,7 +41,9 @@ sys.exit(run_sweep(load_space(sys.argv[1]), Path(sys.argv[2])).exit_code)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--concurrent", type=int, default=2)
     options = parser.parse_args()

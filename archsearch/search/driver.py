@@ -62,8 +62,9 @@ def run_sweep(
     """Search `space`, recording everything in the folder `out`; an unfinished sweep there is continued.
 
     trials: candidates to train in all; default: the space's. open_reporter: called with `out` once its record
-    can be read; what it returns is entered, told to update often, and left at the end. stop: set it to interrupt, as the first Ctrl-C
-    does: running trials write their checkpoints and the sweep ends. A second Ctrl-C ends the process at once.
+    can be read; what it returns is entered, told to update often, and left at the end. stop: set it to
+    interrupt, as the first Ctrl-C does: running trials write their checkpoints and the sweep ends. A second
+    Ctrl-C ends the process at once.
 
     Raises StudyError where `out` is in use, or is a run over another space.
     """
@@ -96,7 +97,7 @@ def _work(sweep: Sweep, concurrency: int, reporter: Reporter | None, stop: threa
     state = "interrupted"
     sweep.log.session("started")
     try:
-        with _signals(stop, sweep, reporter) as reinstall:
+        with _signals(stop, reporter) as reinstall:
             cpu = sweep.space.settings.resources.cpu
             with ray_session(sweep.out, concurrency * cpu, cpu) as folder:
                 reinstall()  # Ray's start replaces the handler of SIGTERM
@@ -111,7 +112,7 @@ def _work(sweep: Sweep, concurrency: int, reporter: Reporter | None, stop: threa
 
 
 @contextmanager
-def _signals(stop: threading.Event, sweep: Sweep, reporter: Reporter | None) -> Iterator[Callable[[], None]]:
+def _signals(stop: threading.Event, reporter: Reporter | None) -> Iterator[Callable[[], None]]:
     """SIGINT and SIGTERM set `stop`; a second one ends the process. Yields what installs them again."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from archsearch.search.choosers import Label
 from archsearch.search.space import Candidate, SearchSpace
@@ -47,6 +48,34 @@ class TrialChooser:
 
     def real(self, name: str, low: float, high: float, log: bool) -> float:
         return self.trial.suggest_float(name, low, high, log=log)
+
+
+class _RecordedSampler(BaseSampler):
+    """Proposes what was recorded, and lets `inner` note what it would have noted."""
+
+    def __init__(self, inner: BaseSampler, params: Mapping[str, Any]):
+        self.inner = inner
+        self.params = params
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return self.inner.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        self.inner.sample_relative(study, trial, search_space)
+        return {}
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        return self.params[param_name]
 
 
 class Proposer:
@@ -82,10 +111,9 @@ class Proposer:
     def replay(self, trial: str, params: Mapping[str, Any]) -> Candidate:
         """The recorded candidate, as if it had been proposed now. Raises ValueError for another space's."""
         self.space.replay(params)
-        self._study.enqueue_trial({name: value for name, value in params.items() if name != "start_from"})
         # Only NSGA-II keeps notes of its own with a trial (its generation); the others need not be run.
         sampler = self._sampler() if self.kind == "nsga2" else RandomSampler(seed=0)
-        return self._ask(trial, sampler, self.space.start_of(params))
+        return self._ask(trial, _RecordedSampler(sampler, params), self.space.start_of(params))
 
     def accept(self) -> None:
         """The last proposal is being trained."""

@@ -1,0 +1,190 @@
+"""Real sweeps through Ray, each in a process of its own: killed, interrupted, failing, and always quiet."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from archsearch.experiment.spec import load_experiment
+from archsearch.search.ray_session import MARK, PREFIX
+from archsearch.study import Study
+
+SPACES = Path(__file__).parent / "spaces"
+PATIENCE_SECONDS = 120.0
+
+RUN = """
+import sys
+from pathlib import Path
+from archsearch.search.driver import run_sweep
+from archsearch.search.space import load_space
+sys.exit(run_sweep(load_space(sys.argv[1]), Path(sys.argv[2])).exit_code)
+"""
+
+Start = Callable[[str, Path], "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a sweep in a session of its own, as a terminal would; nothing of it outlives the test."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def begin(space: str, run: Path) -> "subprocess.Popen[bytes]":
+        process = subprocess.Popen(
+            [sys.executable, "-c", RUN, str(SPACES / space), str(run)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def ended(process: "subprocess.Popen[bytes]") -> int:
+    """Its exit code; whatever it printed is a failure of the test."""
+    printed = process.communicate(timeout=PATIENCE_SECONDS)
+    assert printed == (b"", b"")
+    return process.returncode
+
+
+def events(run: Path, kind: str = "trial") -> list[dict[str, Any]]:
+    path = run / "study.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    found = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [event for event in found if event["event"] == kind]
+
+
+def wait_for(condition: Callable[[], Any]) -> Any:
+    give_up = time.monotonic() + PATIENCE_SECONDS
+    while not (found := condition()):
+        assert time.monotonic() < give_up, "waited in vain"
+        time.sleep(0.02)
+    return found
+
+
+def states(run: Path, state: str) -> list[str]:
+    return [event["trial"] for event in events(run) if event["state"] == state]
+
+
+def steps(run: Path, trial: str) -> list[int]:
+    lines = (run / "trials" / trial / "metrics.jsonl").read_text().splitlines()
+    return [point["step"] for point in map(json.loads, lines) if "loss" in point]
+
+
+def assert_whole(run: Path, trials: int) -> Study:
+    """A finished run: every trial ended once, its files there, the front as the record has it."""
+    study = Study.read(run)
+    assert study.status == "finished"
+    counts = study.counts()
+    assert counts.get("complete", 0) + counts.get("failed", 0) == trials
+    assert "running" not in counts
+    completed = states(run, "complete")
+    assert len(completed) == len(set(completed))
+    for trial in study.trials.values():
+        experiment = load_experiment(run / "trials" / trial.id / "spec.yaml")
+        assert experiment.arch.hash == trial.hash
+    for name in completed:
+        found = steps(run, name)
+        assert found == sorted(set(found))
+    assert {path.stem for path in (run / "front").iterdir()} == {trial.id for trial in study.front()}
+    assert not (run / MARK).exists()
+    return study
+
+
+def test_killed_at_any_moment_and_started_again(start: Start, tmp_path: Path) -> None:
+    """kill -9 when a trial has ended and others run: nothing finished is lost, nothing is trained twice.
+
+    The space holds candidates that diverge and some whose data is missing: failed trials with a cause.
+    """
+    run = tmp_path / "run"
+    first = start("failing.yaml", run)
+    wait_for(lambda: states(run, "complete"))
+    # A checkpoint of another trial shows that one is half way.
+    half_way = wait_for(lambda: list(run.glob("trials/*/checkpoint.pt")) or first.poll() is not None)
+    first.kill()
+    assert first.communicate() == (b"", b"")
+    assert isinstance(half_way, list), "the sweep was over too soon to be killed"
+    before = (run / "study.jsonl").read_bytes()
+    left_behind = Path((run / MARK).read_text())
+
+    assert ended(start("failing.yaml", run)) == 3
+    assert (run / "study.jsonl").read_bytes().startswith(before)
+    assert not left_behind.exists()
+    study = assert_whole(run, trials=6)
+    assert [session.state for session in study.sessions] == ["started", "finished"]
+    failed = {t.cause["kind"]: t for t in study.trials.values() if t.state == "failed" and t.cause}
+    assert failed.keys() == {"non-finite loss", "ValueError"}
+    assert failed["non-finite loss"].cause["step"] >= 1
+    for trial in failed.values():
+        assert "Traceback" in (run / "trials" / trial.id / "error.txt").read_text()
+        assert "\n" not in trial.cause["message"]
+
+    # Once finished, the same command finds nothing to do.
+    finished = (run / "study.jsonl").read_bytes()
+    assert ended(start("failing.yaml", run)) == 3
+    assert (run / "study.jsonl").read_bytes() == finished
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_trials_write_their_checkpoints(
+    start: Start, tmp_path: Path, number: signal.Signals
+) -> None:
+    """Ctrl-C reaches the whole process group, Ray's daemons included, as on a terminal."""
+    run = tmp_path / "run"
+    process = start("long.yaml", run)
+    wait_for(lambda: len([p for p in run.glob("trials/*/metrics.jsonl") if p.stat().st_size]) == 2)
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    assert ended(process) == 130
+    study = Study.read(run)
+    assert study.status == "interrupted"
+    assert sorted(states(run, "running")) == ["0000", "0001"]
+    assert len(list(run.glob("trials/*/checkpoint.pt"))) == 2
+    assert not list(Path(tempfile.gettempdir()).glob(f"{PREFIX}*/session_*_{process.pid}"))
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_ends_at_once(start: Start, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start("long.yaml", run)
+    wait_for(lambda: states(run, "running"))
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    assert ended(process) == 130
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_fails_its_trial_and_no_other(start: Start, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start("tiny.yaml", run)
+    victim, trial = wait_for(lambda: next(workers(run), None))
+    os.kill(victim, signal.SIGKILL)
+    assert ended(process) == 3
+    study = assert_whole(run, trials=4)
+    assert study.trials[trial].state == "failed"
+    assert study.trials[trial].cause is not None
+    assert study.trials[trial].cause["kind"] == "worker died"
+    assert study.counts()["complete"] == 3
+
+
+def workers(run: Path) -> Iterator[tuple[int, str]]:
+    """(process id, trial) of every process that holds a trial's lock (/proc/locks lists them by inode)."""
+    inodes = {path.stat().st_ino: path.parent.name for path in run.glob("trials/*/.lock")}
+    for line in Path("/proc/locks").read_text().splitlines():
+        found = re.search(r"FLOCK\s+ADVISORY\s+WRITE\s+(\d+)\s+\w+:\w+:(\d+)", line)
+        if found is not None and int(found[2]) in inodes:
+            yield int(found[1]), inodes[int(found[2])]
