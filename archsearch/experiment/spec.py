@@ -113,13 +113,17 @@ class Experiment(Spec):
     def hash(self) -> str:
         """Canonical hash of what the experiment computes: equal experiments give equal results."""
         parts: dict[str, Any] = {"arch": self.arch.hash, "contexts": self.contexts}
-        parts |= {"domains": self.domains, "recall": self.recall_tasks, "weights": self.data.weights}
+        # Pairs, not a mapping: the order of the sources decides which one is drawn when two are due.
+        parts |= {"domains": self.domains, "recall": self.recall_tasks}
+        parts["weights"] = [[name, weight] for name, weight in self.data.weights.items() if weight > 0]
         parts["sources"] = {
             name: self.data.source(name).model_dump(mode="json")
             for name in sorted({*self.data.mixture, *self.domains, *self.recall_tasks})
         }
-        for name, section in (("training", self.training), ("evaluation", self.evaluation)):
-            parts[name] = section.model_dump(mode="json")
+        parts["training"] = self.training.model_dump(mode="json")
+        parts["evaluation"] = self.evaluation.model_dump(
+            mode="json", exclude={"contexts", "domains", "recall"}
+        )
         text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

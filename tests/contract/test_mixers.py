@@ -161,7 +161,8 @@ def test_autocast_runs_both_ways_and_stays_near(kind: str, fields: dict[str, Any
         y_bld = mixer(x_bld)
         state = mixer.prefill(x_bld)[1]
     y_bld.float().square().sum().backward()
-    assert relative(y_bld.detach().float(), truth_bld) < 0.05
+    # On the whole: a norm of nearly nothing magnifies what rounding does to a single number.
+    assert (y_bld.detach().float() - truth_bld).norm() < 0.03 * truth_bld.norm()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in mixer.parameters())
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         y_bd, _ = mixer.step(x_bld[:, 0], state)
