@@ -21,7 +21,9 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_DEDUP_LOGS": "0",
+    # Messages of Ray's daemons are printed whatever log_to_driver says, unless the filter drops them all.
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
     "RAY_TRAIN_V2_ENABLED": "0",
     "RAY_enable_metrics_collection": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
