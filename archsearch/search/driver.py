@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-from archsearch.search.ray_session import ray_session
+from archsearch.search.ray_session import clear_up, ray_session
 from archsearch.search.space import SearchSpace
 from archsearch.search.sweep import Sweep
 
@@ -97,7 +97,7 @@ def _work(sweep: Sweep, concurrency: int, reporter: Reporter | None, stop: threa
     state = "interrupted"
     sweep.log.session("started")
     try:
-        with _signals(stop, reporter) as reinstall:
+        with _signals(sweep.out, stop, reporter) as reinstall:
             cpu = sweep.space.settings.resources.cpu
             with ray_session(sweep.out, concurrency * cpu, cpu) as folder:
                 reinstall()  # Ray's start replaces the handler of SIGTERM
@@ -112,7 +112,7 @@ def _work(sweep: Sweep, concurrency: int, reporter: Reporter | None, stop: threa
 
 
 @contextmanager
-def _signals(stop: threading.Event, reporter: Reporter | None) -> Iterator[Callable[[], None]]:
+def _signals(run: Path, stop: threading.Event, reporter: Reporter | None) -> Iterator[Callable[[], None]]:
     """SIGINT and SIGTERM set `stop`; a second one ends the process. Yields what installs them again."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
@@ -124,6 +124,7 @@ def _signals(stop: threading.Event, reporter: Reporter | None) -> Iterator[Calla
             return
         if reporter is not None:
             reporter.close()
+        clear_up(run)
         # Workers end with the run's lock, Ray's daemons with this process; there is nothing to wait for.
         os._exit(INTERRUPTED)
 

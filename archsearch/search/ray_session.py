@@ -41,7 +41,7 @@ def ray_session(run: Path, cpus: int, threads: int) -> Iterator[Path]:
 
     One session's daemons, sockets and files are its own: those of a killed one cannot disturb it.
     """
-    _clear_up(run)
+    clear_up(run)
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_base()))
     (run / MARK).write_text(str(folder))
     limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
@@ -70,8 +70,8 @@ def ray_session(run: Path, cpus: int, threads: int) -> Iterator[Path]:
         (run / MARK).unlink(missing_ok=True)
 
 
-def _clear_up(run: Path) -> None:
-    """Remove what a killed session of this run left behind."""
+def clear_up(run: Path) -> None:
+    """Remove the files of a session of this run that was killed, or is about to be."""
     try:
         left = Path((run / MARK).read_text())
     except OSError:

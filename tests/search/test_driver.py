@@ -165,6 +165,7 @@ def test_a_second_interrupt_ends_at_once(start: Start, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGTERM)
     assert ended(process) == 130
+    assert Study.read(run).status == "interrupted"
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """Filling holes: what comes out, under which names, and where an error is said to be."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -170,3 +172,12 @@ def test_a_space_is_described_before_it_is_run() -> None:
 def test_short_names() -> None:
     assert short_name("arch.layers.0.$stack.3.mamba2.d_state") == "3.mamba2.d_state"
     assert short_name("training.lr") == "lr"
+
+
+def test_reading_a_space_loads_no_heavy_package() -> None:
+    code = (
+        "import sys, archsearch.search.space as space, archsearch.search.dryrun as dryrun\n"
+        f"dryrun.describe(space.load_space({str(SPACES / 'hybrid.yaml')!r}))\n"
+        "assert not {'torch', 'ray', 'optuna'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
