@@ -106,6 +106,13 @@ def test_a_tied_head_is_the_embedding() -> None:
     check(spec, lambda model, x: model.layers[0](x))
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_tokens_that_were_not_read_learn_through_a_tied_head_alone(tied: bool) -> None:
+    model = model_of(spec_of(embedding={"tied": tied}))
+    model(torch.tensor([[1, 2, 3]])).square().sum().backward()
+    assert bool(model.embedding.weight.grad[4:].any()) == tied
+
+
 def test_a_shared_layer_is_one_module_with_a_cache_a_call() -> None:
     layers = [{"attention": {"heads": 2, "id": "a"}}, MLP, {"share": "a"}, {"share": "a"}]
     model = model_of(spec_of(layers=layers))

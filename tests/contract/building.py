@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from archsearch.compiler import LanguageModel, compile_model
-from archsearch.mixers.base import Mixer, Surroundings
+from archsearch.compiler import compile_model
+from archsearch.mixers.base import Surroundings
 from archsearch.mixers.table import MIXERS
 from archsearch.spec import ModelSpec
 from archsearch.spec.entries import layer_kinds
-from archsearch.spec.layers import Layer
 from archsearch.spec.merges import MERGES
 
 D_MODEL = 64
@@ -106,7 +105,7 @@ def label(value: Any) -> str:
     return str(value)
 
 
-def layer_of(kind: str, fields: dict[str, Any], d_model: int = D_MODEL) -> Layer:
+def layer_of(kind: str, fields: dict[str, Any], d_model: int = D_MODEL) -> Any:
     """The resolved layer."""
     return layer_kinds()[kind].model_validate(fields).resolve(d_model)
 
@@ -117,14 +116,14 @@ def shaken(module: nn.Module, seed: int = 1) -> nn.Module:
     module.double()
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64), alpha=0.1)
     return module
 
 
-def mixer_of(kind: str, fields: dict[str, Any], project: bool = True, d_model: int = D_MODEL) -> Mixer:
+def mixer_of(kind: str, fields: dict[str, Any], project: bool = True, d_model: int = D_MODEL) -> Any:
     mixer = MIXERS[kind](layer_of(kind, fields, d_model), Surroundings(d_model), project)
     mixer.reset_parameters(torch.Generator().manual_seed(0))
-    return shaken(mixer)  # type: ignore[return-value]
+    return shaken(mixer)
 
 
 def parallel_spec(kind: str, fields: dict[str, Any], branches: list[Any]) -> ModelSpec:
@@ -139,8 +138,8 @@ def parallel_spec(kind: str, fields: dict[str, Any], branches: list[Any]) -> Mod
     )
 
 
-def model_of(spec: ModelSpec) -> LanguageModel:
-    return shaken(compile_model(spec, dtype=torch.float64))  # type: ignore[return-value]
+def model_of(spec: ModelSpec) -> Any:
+    return shaken(compile_model(spec, dtype=torch.float64))
 
 
 def ids_of(spec: ModelSpec, batch: int, length: int, seed: int = 0) -> Tensor:

@@ -65,6 +65,34 @@ def test_no_spec_sees_the_future(value: dict[str, Any], at: int) -> None:
         assert relative(model(other_bl)[:, :at], model(ids_bl)[:, :at]) <= 1e-12
 
 
+@settings(max_examples=40)
+@given(value=specs())
+def test_gradients_of_any_spec_are_those_of_finite_differences(value: dict[str, Any]) -> None:
+    """Along a random direction through all parameters at once: a path that is cut anywhere shows."""
+    spec = ModelSpec.model_validate(value)
+    model, ids_bl = model_of(spec), ids_of(spec, 1, 9)
+    parameters = list(model.parameters())
+    generator = torch.Generator().manual_seed(2)
+    direction = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
+
+    def loss() -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(model(ids_bl)[0], ids_bl[0].roll(-1))
+
+    def loss_along(h: float) -> float:
+        with torch.no_grad():
+            for parameter, d in zip(parameters, direction, strict=True):
+                parameter += h * d
+            found = loss().item()
+            for parameter, d in zip(parameters, direction, strict=True):
+                parameter -= h * d
+        return found
+
+    gradients = torch.autograd.grad(loss(), parameters, materialize_grads=True)
+    slope = sum((g * d).sum().item() for g, d in zip(gradients, direction, strict=True))
+    expected = (loss_along(1e-6) - loss_along(-1e-6)) / 2e-6
+    assert slope == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda path: path.stem)
 def test_the_library_costs_what_it_says(path: Path) -> None:
     spec = load_spec(path)

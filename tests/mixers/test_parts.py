@@ -6,6 +6,7 @@ Shape suffixes: b batch, l length, c channels, k kernel width, d width.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ def test_rms_norm_by_hand_with_gradients(groups: int, shape: tuple[int, ...]) ->
 @pytest.mark.parametrize("kind", NORMS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_norms_keep_the_dtype_and_survive_zeros_and_large_values(kind: str, dtype: torch.dtype) -> None:
-    norm = NORMS[kind](8, 1e-5).to(dtype)
+    norm: Any = NORMS[kind](8, 1e-5).to(dtype)
     for x_d in (torch.zeros(3, 8), 1e4 * torch.ones(3, 8), 1e4 * random(3, 8).float()):
         x_d = x_d.to(dtype).requires_grad_()
         y_d = norm(x_d)
@@ -86,7 +87,7 @@ def test_norms_keep_the_dtype_and_survive_zeros_and_large_values(kind: str, dtyp
 
 
 def test_layer_norm_by_hand() -> None:
-    norm = NORMS["layernorm"](8, 1e-3).double()
+    norm: Any = NORMS["layernorm"](8, 1e-3).double()
     with torch.no_grad():
         norm.weight.copy_(random(8, seed=1))
         norm.bias.copy_(random(8, seed=2))

@@ -46,7 +46,7 @@ def test_the_written_out_model_is_the_same_model(value: dict[str, Any]) -> None:
     assert written.resolved() == spec.resolved()
 
 
-SAME = {
+SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "repeat": (
         {"layers": [{"repeat": 2, "layers": ["mlp", {"repeat": 2, "layers": ["attention"]}]}]},
         {"layers": ["mlp", "attention", "attention", "mlp", "attention", "attention"]},
@@ -104,7 +104,7 @@ def test_form_does_not_matter(name: str) -> None:
     assert first.hash == second.hash
 
 
-DIFFERENT = {
+DIFFERENT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "order": ({"layers": ["mlp", "attention"]}, {"layers": ["attention", "mlp"]}),
     "order of branches": (
         {"layers": [{"parallel": {"branches": ["mlp", "attention"], "merge": "subtract"}}]},

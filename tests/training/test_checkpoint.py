@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from archsearch.training import checkpoint
 def test_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     assert checkpoint.load(path, "cpu") is None
-    state = {"model": {"w": torch.arange(3.0)}, "step": 4, "seconds": 1.5}
+    state: dict[str, Any] = {"model": {"w": torch.arange(3.0)}, "step": 4, "seconds": 1.5}
     checkpoint.save_atomically(state, path)
     found = checkpoint.load(path, "cpu")
     assert found is not None
@@ -49,6 +50,7 @@ def test_a_kill_between_writing_and_replacing_leaves_the_old_one(tmp_path: Path)
         f"""
         import os, signal
         from pathlib import Path
+from typing import Any
         from archsearch.training import checkpoint
         os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
         checkpoint.save_atomically({{"step": 2}}, Path({str(path)!r}))

@@ -161,7 +161,7 @@ def test_a_diverging_run_stops_with_its_cause() -> None:
 
 
 def test_a_failed_step_leaves_the_weights_alone() -> None:
-    one = trainer()
+    one: Any = trainer()
     one.train_step()
     with torch.no_grad():
         next(iter(one.model.parameters()))[0, 0] = torch.nan
