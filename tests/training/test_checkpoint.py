@@ -50,7 +50,6 @@ def test_a_kill_between_writing_and_replacing_leaves_the_old_one(tmp_path: Path)
         f"""
         import os, signal
         from pathlib import Path
-from typing import Any
         from archsearch.training import checkpoint
         os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
         checkpoint.save_atomically({{"step": 2}}, Path({str(path)!r}))
