@@ -97,8 +97,8 @@ class Cause(TypedDict):
 class TrialEvent(TypedDict):
     """One trial's state. `cost` holds counts and bytes, `seconds` the trial's own work.
 
-    `constraints` maps each broken constraint to its violation (> 0); `of` names the trial that a duplicate
-    repeats.
+    `constraints` maps each broken constraint to its violation (> 0), as a share of the limit; `of` names the
+    trial that a duplicate repeats.
     """
 
     event: Literal["trial"]

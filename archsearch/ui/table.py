@@ -9,7 +9,7 @@ from archsearch.study import Study, Trial
 from archsearch.ui import theme
 from archsearch.ui.blocks import Block, bar, clean, fit, shares_bar
 from archsearch.ui.glyphs import layout_text
-from archsearch.ui.units import arrow, count, duration, setting, size, value
+from archsearch.ui.units import arrow, count, duration, setting, share, size, value
 
 _GAP = 2
 _LAYOUT_LEAST = 14
@@ -69,7 +69,7 @@ def outcome(trial: Trial, brief: bool = False) -> str:
         message = f": {cause['message']}" if cause.get("message") and not brief else ""
         return clean(f"{cause.get('kind', 'failed')}{step}{message}")
     if trial.state == "infeasible":
-        broken = [f"breaks {name} by {count(excess)}" for name, excess in trial.constraints.items()]
+        broken = [f"breaks {name} by {share(excess)}" for name, excess in trial.constraints.items()]
         return clean(", ".join(broken) or "breaks a constraint")
     if trial.state == "duplicate":
         return clean(f"same as {trial.of or '?'}")

@@ -74,3 +74,10 @@ def cost(name: str, number: float) -> str:
 def arrow(direction: str) -> str:
     """Which way is better."""
     return "↑" if direction == "maximize" else "↓"
+
+
+def share(value: float) -> str:
+    """A share as a percentage, never rounded down to nothing: 0.027 -> `2.7%`."""
+    if 0 < value < 0.001:
+        return "<0.1%"
+    return f"{100 * value:.2g}%" if value < 1 else f"{100 * value:.0f}%"

@@ -143,7 +143,7 @@ def run_trials(run: FakeRun, numbers: Iterable[int]) -> None:
         candidate = run.candidate(number)
         run.clock += 0.4
         if number in (8, 17):
-            run.end(name, "infeasible", constraints={"params <= 150k": 23_456.0}, **candidate)
+            run.end(name, "infeasible", constraints={"params <= 150k": 0.157}, **candidate)
             continue
         if number == 13:
             run.end(name, "duplicate", of="0002", **candidate)

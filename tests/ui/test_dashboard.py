@@ -73,7 +73,7 @@ def test_causes_are_shown(study):
     shown = "\n".join(screen(study, 200, 60))
     assert "out of memory" in shown
     assert "non-finite loss at step 120" in shown
-    assert "breaks params <= 150k by 23.5k" in shown
+    assert "breaks params <= 150k by 16%" in shown
     assert "same as 0002" in shown
 
 

@@ -123,7 +123,7 @@ def test_plain_lines_tell_every_event_without_codes(live):
     for words in (
         "▸ 0000 training",
         "✗ 0005 non-finite loss at step 120: loss became nan",
-        "⊘ 0008 breaks params <= 150k by 23.5k",
+        "⊘ 0008 breaks params <= 150k by 16%",
         "= 0013 same as 0002",
         "★ 0018 recall↑ 0.999  perplexity↓ 4.00  in 31s",
         "trial 0011 ran out of memory",
