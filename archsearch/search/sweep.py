@@ -226,8 +226,9 @@ class Sweep:
         assert candidate.experiment is not None
         folder = self.folder(trial)
         folder.mkdir(parents=True, exist_ok=True)
-        values = candidate.experiment.dump() | {"name": f"{self.space.name}-{trial}"}
-        _write(folder / SPEC, to_yaml(values))
+        name = {"name": f"{self.space.name}-{trial}"}
+        values = candidate.experiment.dump()
+        _write(folder / SPEC, to_yaml(values | name | {"arch": name | values["arch"] | name}))
 
     def _end(self, trial: str, state: str, fields: dict[str, Any]) -> None:
         event = self.log.trial(trial, state, **fields)
