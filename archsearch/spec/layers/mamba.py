@@ -1,0 +1,99 @@
+"""State-space layers of the Mamba family."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field
+
+from archsearch.spec.errors import FieldError
+from archsearch.spec.layers.base import RECURRENT_ITEMSIZE, Layer, Size, Unbounded
+
+
+class Mamba2(Layer):
+    """Mamba-2, the state-space dual (arXiv 2405.21060).
+
+    d_state: state size a channel. expand: inner width / d_model. head_dim: channels a head. groups: B and C
+    are shared by heads / groups heads. d_conv: width of the causal depthwise convolution on x, B and C.
+    gated_norm: RMS norm after the gate, before it, or none. dt_min, dt_max: range of the initial step sizes,
+    log-uniform. dt_floor: the least initial step size. dt_limit: bounds that the step size is clamped to at
+    run time. A_init: range of the initial decay rates. conv_bias: of the convolution. bias: of both
+    projections.
+    """
+
+    kind = "mamba2"
+    family = "ssm"
+    symbol = "M"
+    glyph = "M"
+
+    d_state: Size = 128
+    expand: float = Field(default=2, gt=0, le=1 << 12)
+    head_dim: Size = 64
+    groups: Size = 1
+    d_conv: int = Field(default=4, ge=2, le=64)
+    conv_bias: bool = True
+    bias: bool = False
+    gated_norm: Literal["after", "before", "none"] = "after"
+    dt_min: float = Field(default=1e-3, gt=0)
+    dt_max: float = Field(default=0.1, gt=0)
+    dt_floor: float = Field(default=1e-4, gt=0)
+    dt_limit: tuple[float, Unbounded] = Field(default=(0.0, math.inf), strict=False)
+    A_init: tuple[float, float] = Field(default=(1.0, 16.0), strict=False)
+
+    def resolve(self, d_model: int) -> Mamba2:
+        inner = self.inner_width(d_model)
+        if not inner or not math.isclose(self.expand * d_model, inner):
+            raise FieldError("expand", f"expand {self.expand:g} x d_model {d_model} is not a whole number")
+        if inner % self.head_dim:
+            raise FieldError(
+                "head_dim",
+                f"head_dim {self.head_dim} does not divide the inner width {inner} "
+                f"(expand {self.expand:g} x d_model {d_model})",
+            )
+        heads = inner // self.head_dim
+        if heads % self.groups:
+            raise FieldError("groups", f"{self.groups} groups do not divide {heads} heads")
+        if self.dt_min > self.dt_max:
+            raise FieldError("dt_min", f"dt_min {self.dt_min:g} is above dt_max {self.dt_max:g}")
+        for name in ("dt_limit", "A_init"):
+            low, high = getattr(self, name)
+            if not 0 <= low < high and not (name == "A_init" and 0 < low <= high):
+                raise FieldError(
+                    name, f"expected [low, high] with 0 <= low < high, found [{low:g}, {high:g}]"
+                )
+        if self.A_init[0] <= 0:
+            raise FieldError("A_init", f"decay rates must be above 0, found {self.A_init[0]:g}")
+        return self
+
+    def inner_width(self, d_model: int) -> int:
+        # Rounded: 1.1 x 10 is 11.000000000000002.
+        return round(self.expand * d_model)
+
+    def heads(self, d_model: int) -> int:
+        return self.inner_width(d_model) // self.head_dim
+
+    def conv_width(self, d_model: int) -> int:
+        """Channels of x, B and C, which pass the convolution together."""
+        return self.inner_width(d_model) + 2 * self.groups * self.d_state
+
+    def in_width(self, d_model: int) -> int:
+        """Outputs of the input projection: z, x, B, C and dt."""
+        return self.inner_width(d_model) + self.conv_width(d_model) + self.heads(d_model)
+
+    def params(self, d_model: int, project: bool = True) -> int:
+        inner, conv, heads = self.inner_width(d_model), self.conv_width(d_model), self.heads(d_model)
+        count = d_model * self.in_width(d_model) + conv * self.d_conv + 3 * heads
+        count += conv if self.conv_bias else 0
+        count += self.in_width(d_model) if self.bias else 0
+        count += inner if self.gated_norm != "none" else 0
+        return count + (inner * d_model + (d_model if self.bias else 0) if project else 0)
+
+    def flops(self, d_model: int, context: int, project: bool = True) -> float:
+        inner = self.inner_width(d_model)
+        matmul = 2 * d_model * self.in_width(d_model) + (2 * inner * d_model if project else 0)
+        return matmul + 2 * self.conv_width(d_model) * self.d_conv + 5 * inner * self.d_state
+
+    def state_bytes(self, d_model: int, context: int, itemsize: int) -> int:
+        conv = self.conv_width(d_model) * (self.d_conv - 1) * itemsize
+        return conv + self.inner_width(d_model) * self.d_state * max(RECURRENT_ITEMSIZE, itemsize)
