@@ -91,7 +91,7 @@ class Sweep:
         """
         if self._waiting:
             trial = self._waiting.pop(0)
-            self.log.trial(trial, "running")
+            self.log.trial(trial, "running", **_identity(self.known[trial].candidate))
             self._prepare(trial, self.known[trial].candidate)
             return trial
         assert self.has_work
@@ -190,14 +190,14 @@ class Sweep:
 
     def _describe(self, trial: str, candidate: Candidate) -> dict[str, Any]:
         """The first event of a new candidate."""
-        event: dict[str, Any] = {"event": "trial", "trial": trial, "params": candidate.params}
+        event: dict[str, Any] = {"event": "trial", "trial": trial, **_identity(candidate)}
         broken = {name: v for name, v in self.space.violations(candidate).items() if v > 0}
         if candidate.experiment is None:
             cause = {"kind": "invalid combination", "message": candidate.problem}
             return event | {"state": "infeasible", "constraints": broken, "cause": cause}
         experiment = candidate.experiment
         event |= {
-            "hash": experiment.arch.hash,
+            "arch_hash": experiment.arch.hash,
             "layout": draw(experiment.arch.nodes),
             "mixture": experiment.data.weights,
             "cost": self._costs(candidate),
@@ -231,8 +231,9 @@ class Sweep:
         _write(folder / SPEC, to_yaml(values | name | {"arch": name | values["arch"] | name}))
 
     def _end(self, trial: str, state: str, fields: dict[str, Any]) -> None:
-        event = self.log.trial(trial, state, **fields)
-        self._take(event, self.known[trial].candidate)
+        candidate = self.known[trial].candidate
+        event = self.log.trial(trial, state, **(_identity(candidate) | fields))
+        self._take(event, candidate)
 
     def _header(self, concurrency: int) -> dict[str, Any]:
         settings = self.space.settings
@@ -301,3 +302,9 @@ def _write(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
+
+
+def _identity(candidate: Candidate) -> dict[str, Any]:
+    """What every line about a trial says, so that each can be read by itself. values: none yet."""
+    found = None if candidate.experiment is None else candidate.experiment.hash
+    return {"values": {}, "params": candidate.params, "hash": found}

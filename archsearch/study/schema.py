@@ -97,6 +97,7 @@ class Cause(TypedDict):
 class TrialEvent(TypedDict):
     """One trial's state. `cost` holds counts and bytes, `seconds` the trial's own work.
 
+    `hash` is that of the whole candidate (equal: trained once), `arch_hash` that of its model, as `show` says.
     `constraints` maps each broken constraint to its violation (> 0), as a share of the limit; `of` names the
     trial that a duplicate repeats.
     """
@@ -106,7 +107,8 @@ class TrialEvent(TypedDict):
     trial: str
     state: State
     params: NotRequired[dict[str, Any]]
-    hash: NotRequired[str]
+    hash: NotRequired[str | None]
+    arch_hash: NotRequired[str]
     layout: NotRequired[Layout]
     mixture: NotRequired[dict[str, float]]
     cost: NotRequired[dict[str, float]]

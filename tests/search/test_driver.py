@@ -96,7 +96,7 @@ def assert_whole(run: Path, trials: int) -> Study:
     assert len(completed) == len(set(completed))
     for trial in study.trials.values():
         experiment = load_experiment(run / "trials" / trial.id / "spec.yaml")
-        assert experiment.arch.hash == trial.hash
+        assert experiment.hash == trial.hash
     for name in completed:
         found = steps(run, name)
         assert found == sorted(set(found))

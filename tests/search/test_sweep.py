@@ -99,7 +99,7 @@ def test_a_trial_keeps_its_experiment_and_its_drawing(tmp_path: Path) -> None:
     parallels = 0
     for trial in study.trials.values():
         experiment = load_experiment(tmp_path / "run/trials" / trial.id / "spec.yaml")
-        assert (experiment.name, experiment.arch.hash) == (f"hybrid-{trial.id}", trial.hash)
+        assert (experiment.name, experiment.hash) == (f"hybrid-{trial.id}", trial.hash)
         assert trial.cost["params"] <= 120_000 or trial.state == "infeasible"
         assert "state_bytes@64" in trial.cost
         assert trial.mixture == experiment.data.weights
@@ -267,3 +267,18 @@ def test_exit_codes() -> None:
     assert SweepResult(run, 0, {}).exit_code == 1
     assert SweepResult(run, 1, {"complete": 3, "failed": 1}).exit_code == 3
     assert SweepResult(run, 1, {"complete": 3, "failed": 1}, interrupted=True).exit_code == 130
+
+
+def test_every_line_about_a_trial_can_be_read_by_itself(tmp_path: Path) -> None:
+    sweep = Sweep(space_of(SMALL, tmp_path), tmp_path / "run")
+    train(sweep)
+    sweep.close()
+    lines = [event for event in record(tmp_path / "run") if event["event"] == "trial"]
+    assert {"running", "complete", "duplicate"} == {event["state"] for event in lines}
+    for event in lines:
+        assert {"trial", "state", "values", "params", "hash", "time"} <= set(event)
+        assert bool(event["values"]) == (event["state"] in ("complete", "duplicate"))
+    hashes = {event["hash"]: event["trial"] for event in lines if event["state"] == "complete"}
+    for event in lines:
+        if event["state"] == "duplicate":
+            assert hashes[event["hash"]] == event["of"]
