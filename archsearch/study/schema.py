@@ -97,7 +97,7 @@ class Cause(TypedDict):
 class TrialEvent(TypedDict):
     """One trial's state. `cost` holds counts and bytes, `seconds` the trial's own work.
 
-    `hash` is that of the whole candidate (equal: trained once), `arch_hash` that of its model, as `show` says.
+    `hash` is that of the whole candidate (equal: trained once), `arch_hash` of its model, as `show` says it.
     `constraints` maps each broken constraint to its violation (> 0), as a share of the limit; `of` names the
     trial that a duplicate repeats.
     """
