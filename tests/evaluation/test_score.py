@@ -151,3 +151,23 @@ def test_scoring_leaves_no_trace_on_the_model() -> None:
     assert model.training
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_test_split_asks_other_questions_than_the_validation_split() -> None:
+    class Remembers(Uniform):
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked: set[tuple[int, ...]] = set()
+
+        def forward(self, ids_bl: Tensor) -> Tensor:
+            self.asked |= {tuple(row) for row in ids_bl.tolist()}
+            return super().forward(ids_bl)
+
+    asked = {}
+    for split in ("validation", "test"):
+        model = Remembers()
+        spec = EvaluationSpec(examples=8, split=split)
+        evaluate(model, DATA, spec, contexts=[], domains=[], recall_tasks=["mqar"])
+        asked[split] = model.asked
+    assert len(asked["validation"]) == len(asked["test"]) == 8
+    assert not asked["validation"] & asked["test"]
