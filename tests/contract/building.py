@@ -37,6 +37,13 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"heads": 4, "kv_heads": 2, "qk_norm": "full", "bias": True, "output_bias": True},
         {"heads": 4, "conv": 2, "scale": 0.7},
     ],
+    "gated_deltanet": [
+        {},
+        {"key_heads": 2, "key_dim": 8, "value_dim": 5, "beta_scale": 2},
+        {"key_heads": 3, "value_heads": 3, "key_dim": 4, "value_dim": 8, "d_conv": 2, "norm_eps": 1e-3},
+        {"key_heads": 1, "value_heads": 4, "key_dim": 8, "value_dim": 6, "gate": False, "d_conv": 7},
+        {"key_heads": 2, "key_dim": 16, "value_dim": 16, "A_init": [8, 16], "dt_min": 1.0, "dt_max": 30.0},
+    ],
     "mamba2": [
         {},
         {"head_dim": 16, "d_state": 5},

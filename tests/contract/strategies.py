@@ -58,6 +58,22 @@ def attention_fields(draw: Draw, d_model: int) -> Fields:
 
 
 @st.composite
+def gated_deltanet_fields(draw: Draw, d_model: int) -> Fields:
+    fields: Fields = {"key_dim": draw(st.integers(1, 6)), "value_dim": draw(st.integers(1, 6))}
+    fields["key_heads"] = draw(st.integers(1, 3))
+    maybe(draw, fields, "value_heads", st.sampled_from([fields["key_heads"] * n for n in (1, 2, 3)]))
+    maybe(draw, fields, "d_conv", st.integers(2, 5))
+    maybe(draw, fields, "beta_scale", st.sampled_from([1, 2]))
+    maybe(draw, fields, "gate", st.booleans())
+    maybe(draw, fields, "norm_eps", st.sampled_from([1e-6, 1e-3, None]))
+    maybe(draw, fields, "dt_min", st.sampled_from([1e-4, 0.01]))
+    maybe(draw, fields, "dt_max", st.sampled_from([0.01, 1]))
+    maybe(draw, fields, "dt_floor", st.sampled_from([1e-5, 0.02]))
+    maybe(draw, fields, "A_init", st.sampled_from([[0, 16], [0.5, 0.5], [0.1, 2.0]]))
+    return fields
+
+
+@st.composite
 def mamba2_fields(draw: Draw, d_model: int) -> Fields:
     expand = draw(st.sampled_from([0.5, 1, 1.5, 2]))
     inner = int(expand * d_model)
@@ -91,6 +107,7 @@ def mlp_fields(draw: Draw, d_model: int) -> Fields:
 
 LAYER_FIELDS: dict[str, Callable[[int], st.SearchStrategy[Fields]]] = {
     "attention": attention_fields,
+    "gated_deltanet": gated_deltanet_fields,
     "mamba2": mamba2_fields,
     "mlp": mlp_fields,
 }

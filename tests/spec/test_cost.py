@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from archsearch.compiler import compile_model
 from archsearch.spec import ModelSpec, model_cost
 from archsearch.spec.layers import Attention, Mamba2, mean_keys
+from archsearch.spec.layers.deltanet import GatedDeltaNet
 from archsearch.spec.merges import MERGES
 
 
@@ -140,6 +141,11 @@ def test_matmuls_are_those_that_torch_counts(kind: str, fields: dict[str, Any]) 
         width = (layer.heads or 0) * (layer.head_dim or 0)
         expected += 4 * width * (length - mean_keys(length, layer.window))
         expected -= 2 * (width + 2 * (layer.kv_heads or 0) * (layer.head_dim or 0)) * (layer.conv or 0)
+    elif isinstance(layer, GatedDeltaNet):
+        inner, n = layer.inner_width(64), layer.key_dim
+        expected -= 2 * layer.conv_width(64) * layer.d_conv + 7 * inner * n
+        # One chunk: K K^T and Q K^T a key head, two triangles with v a head, and what enters the state.
+        expected += 4 * length * n * (layer.key_heads or 0) + 4 * length * inner + 2 * inner * n
     elif isinstance(layer, Mamba2):
         inner, n = layer.inner_width(64), layer.d_state
         expected -= 2 * layer.conv_width(64) * layer.d_conv + 5 * inner * n
