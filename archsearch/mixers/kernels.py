@@ -17,6 +17,7 @@ Mode = Literal["auto", "native", "require"]
 FUNCTIONS: dict[str, tuple[str, str]] = {
     "attention": ("flash_attn", "flash_attn_func"),
     "ssd": ("mamba_ssm.ops.triton.ssd_combined", "mamba_chunk_scan_combined"),
+    "selective_scan": ("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn"),
     "short_conv": ("causal_conv1d", "causal_conv1d_fn"),
 }
 """Operation -> the module and function of its CUDA kernel."""
@@ -25,6 +26,7 @@ HALF = ("torch.float16", "torch.bfloat16")
 DTYPES: dict[str, tuple[str, ...]] = {
     "attention": HALF,
     "ssd": (*HALF, "torch.float32"),
+    "selective_scan": (*HALF, "torch.float32"),
     "short_conv": (*HALF, "torch.float32"),
 }
 """Operation -> dtypes that its CUDA kernel takes."""

@@ -44,6 +44,14 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"key_heads": 1, "value_heads": 4, "key_dim": 8, "value_dim": 6, "gate": False, "d_conv": 7},
         {"key_heads": 2, "key_dim": 16, "value_dim": 16, "A_init": [8, 16], "dt_min": 1.0, "dt_max": 30.0},
     ],
+    "mamba1": [
+        {},
+        {"d_state": 1, "dt_rank": 1, "d_conv": 2},
+        {"expand": 0.5, "d_state": 3, "inner_norm": "weighted"},
+        {"expand": 1, "d_state": 5, "inner_norm": "rms", "inner_norm_eps": 0.1, "dt_rank": 7},
+        {"expand": 1.5, "d_conv": 7, "conv_bias": False, "bias": True, "dt_init": "constant"},
+        {"dt_min": 1.0, "dt_max": 30.0, "d_state": 4, "inner_norm": "weighted", "bias": True},
+    ],
     "mamba2": [
         {},
         {"head_dim": 16, "d_state": 5},

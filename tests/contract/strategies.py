@@ -74,6 +74,22 @@ def gated_deltanet_fields(draw: Draw, d_model: int) -> Fields:
 
 
 @st.composite
+def mamba1_fields(draw: Draw, d_model: int) -> Fields:
+    fields: Fields = {"expand": draw(st.sampled_from([0.5, 1, 1.5, 2])), "d_state": draw(st.integers(1, 9))}
+    maybe(draw, fields, "dt_rank", st.integers(1, 5))
+    maybe(draw, fields, "d_conv", st.integers(2, 5))
+    maybe(draw, fields, "inner_norm", st.sampled_from(["none", "rms", "weighted"]))
+    maybe(draw, fields, "inner_norm_eps", st.sampled_from([1e-6, 0.1, None]))
+    maybe(draw, fields, "conv_bias", st.booleans())
+    maybe(draw, fields, "bias", st.booleans())
+    maybe(draw, fields, "dt_min", st.sampled_from([1e-4, 0.01]))
+    maybe(draw, fields, "dt_max", st.sampled_from([0.01, 1]))
+    maybe(draw, fields, "dt_floor", st.sampled_from([1e-5, 0.02]))
+    maybe(draw, fields, "dt_init", st.sampled_from(["random", "constant"]))
+    return fields
+
+
+@st.composite
 def mamba2_fields(draw: Draw, d_model: int) -> Fields:
     expand = draw(st.sampled_from([0.5, 1, 1.5, 2]))
     inner = int(expand * d_model)
@@ -108,6 +124,7 @@ def mlp_fields(draw: Draw, d_model: int) -> Fields:
 LAYER_FIELDS: dict[str, Callable[[int], st.SearchStrategy[Fields]]] = {
     "attention": attention_fields,
     "gated_deltanet": gated_deltanet_fields,
+    "mamba1": mamba1_fields,
     "mamba2": mamba2_fields,
     "mlp": mlp_fields,
 }

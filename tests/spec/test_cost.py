@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from archsearch.compiler import compile_model
 from archsearch.spec import ModelSpec, model_cost
-from archsearch.spec.layers import Attention, Mamba2, mean_keys
+from archsearch.spec.layers import Attention, Mamba1, Mamba2, mean_keys
 from archsearch.spec.layers.deltanet import GatedDeltaNet
 from archsearch.spec.merges import MERGES
 
@@ -37,6 +37,18 @@ def test_attention_by_hand() -> None:
     assert layer.flops(64, 10) - layer.flops(64, 10, project=False) == 2 * 64 * 64
     assert layer.state_bytes(64, 5, 2) == (2 * 32 * 5 + 128 * 2) * 2
     assert layer.state_bytes(64, 500, 2) == (2 * 32 * 8 + 128 * 2) * 2
+
+
+def test_mamba1_by_hand() -> None:
+    layer = layer_of("mamba1", {"d_state": 8, "inner_norm": "weighted", "bias": True})
+    # Inner 128; dt of rank 64 / 16 = 4, B and C are 4 + 8 + 8 = 20 numbers a token.
+    weights = 64 * 256 + 256 + 128 * 4 + 128 + 128 * 20 + 20 + 4 * 128 + 128 + 128 * 8 + 128 + 128 * 64 + 64
+    assert layer.params(64) == weights
+    assert layer_of("mamba1", {"d_state": 8, "inner_norm": "rms", "bias": True}).params(64) == weights - 20
+    matmuls = 64 * 256 + 128 * 20 + 4 * 128 + 128 * 64
+    assert layer.flops(64, 10) == layer.flops(64, 10_000) == 2 * (matmuls + 128 * 4) + 5 * 128 * 8
+    assert layer.state_bytes(64, 10, 2) == 128 * 3 * 2 + 128 * 8 * 4
+    assert layer.state_bytes(64, 10, 8) == 128 * 3 * 8 + 128 * 8 * 8
 
 
 def test_mamba2_by_hand() -> None:
@@ -146,6 +158,9 @@ def test_matmuls_are_those_that_torch_counts(kind: str, fields: dict[str, Any]) 
         expected -= 2 * layer.conv_width(64) * layer.d_conv + 7 * inner * n
         # One chunk: K K^T and Q K^T a key head, two triangles with v a head, and what enters the state.
         expected += 4 * length * n * (layer.key_heads or 0) + 4 * length * inner + 2 * inner * n
+    elif isinstance(layer, Mamba1):
+        # Of the recurrence, reading the state is a matmul.
+        expected -= layer.inner_width(64) * (2 * layer.d_conv + 3 * layer.d_state)
     elif isinstance(layer, Mamba2):
         inner, n = layer.inner_width(64), layer.d_state
         expected -= 2 * layer.conv_width(64) * layer.d_conv + 5 * inner * n

@@ -9,7 +9,7 @@ from pkgutil import iter_modules
 
 from archsearch.spec.layers.attention import Attention, Rope, mean_keys
 from archsearch.spec.layers.base import RECURRENT_ITEMSIZE, Layer, Norm, Size, Spec, Unbounded
-from archsearch.spec.layers.mamba import Mamba2
+from archsearch.spec.layers.mamba import Mamba1, Mamba2
 from archsearch.spec.layers.mlp import Mlp
 
 for _module in iter_modules(__path__, f"{__name__}."):
@@ -19,6 +19,7 @@ __all__ = [
     "RECURRENT_ITEMSIZE",
     "Attention",
     "Layer",
+    "Mamba1",
     "Mamba2",
     "Mlp",
     "Norm",

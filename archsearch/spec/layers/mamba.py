@@ -11,6 +11,76 @@ from archsearch.spec.errors import FieldError
 from archsearch.spec.layers.base import RECURRENT_ITEMSIZE, Layer, Size, Unbounded
 
 
+class Mamba1(Layer):
+    """Mamba-1, the selective state space (arXiv 2312.00752).
+
+    d_state: state size a channel. expand: inner width / d_model. dt_rank: width that step sizes pass through;
+    default: d_model / 16, rounded up. d_conv: width of the causal depthwise convolution. inner_norm: RMS norm
+    of dt (before its projection), B and C: none (Mamba), without weights (`rms`: FalconMamba, arXiv
+    2410.05355) or with them (`weighted`: Jamba, arXiv 2403.19887). inner_norm_eps: of that norm; default:
+    the model's. conv_bias: of the convolution. bias: of the input and output projections. dt_min, dt_max:
+    range of the initial step sizes, log-uniform. dt_floor: the least initial step size. dt_init: weights of
+    the step sizes' projection start uniformly within dt_rank ** -0.5 of zero, or all at that value.
+    """
+
+    kind = "mamba1"
+    family = "ssm"
+    symbol = "S"
+    glyph = "S"
+
+    d_state: Size = 16
+    expand: float = Field(default=2, gt=0, le=1 << 12)
+    dt_rank: Size | None = None
+    d_conv: int = Field(default=4, ge=2, le=64)
+    inner_norm: Literal["none", "rms", "weighted"] = "none"
+    inner_norm_eps: float | None = Field(default=None, gt=0)
+    conv_bias: bool = True
+    bias: bool = False
+    dt_min: float = Field(default=1e-3, gt=0)
+    dt_max: float = Field(default=0.1, gt=0)
+    dt_floor: float = Field(default=1e-4, gt=0)
+    dt_init: Literal["random", "constant"] = "random"
+
+    def resolve(self, d_model: int) -> Mamba1:
+        inner = self.inner_width(d_model)
+        if not inner or not math.isclose(self.expand * d_model, inner):
+            raise FieldError("expand", f"expand {self.expand:g} x d_model {d_model} is not a whole number")
+        if self.dt_min > self.dt_max:
+            raise FieldError("dt_min", f"dt_min {self.dt_min:g} is above dt_max {self.dt_max:g}")
+        # Where nothing is normed, layers that differ in this alone are the same layer.
+        eps = self.inner_norm_eps if self.inner_norm != "none" else None
+        dt_rank = self.dt_rank or -(-d_model // 16)
+        return self.model_copy(update={"dt_rank": dt_rank, "inner_norm_eps": eps})
+
+    def inner_width(self, d_model: int) -> int:
+        # Rounded: 1.1 x 10 is 11.000000000000002.
+        return round(self.expand * d_model)
+
+    def parameter_width(self) -> int:
+        """What a token chooses for itself: dt (by its rank), B and C."""
+        assert self.dt_rank, "resolve the layer first"
+        return self.dt_rank + 2 * self.d_state
+
+    def params(self, d_model: int, project: bool = True) -> int:
+        inner, chosen = self.inner_width(d_model), self.parameter_width()
+        count = d_model * 2 * inner + (2 * inner if self.bias else 0)
+        count += inner * self.d_conv + (inner if self.conv_bias else 0)
+        count += inner * chosen + (chosen if self.inner_norm == "weighted" else 0)
+        count += inner * ((self.dt_rank or 0) + 1)
+        count += inner * self.d_state + inner
+        return count + (inner * d_model + (d_model if self.bias else 0) if project else 0)
+
+    def flops(self, d_model: int, context: int, project: bool = True) -> float:
+        inner = self.inner_width(d_model)
+        into = 2 * inner * (2 * d_model + self.parameter_width() + (self.dt_rank or 0))
+        out = 2 * inner * d_model if project else 0
+        return into + out + 2 * inner * self.d_conv + 5 * inner * self.d_state
+
+    def state_bytes(self, d_model: int, context: int, itemsize: int) -> int:
+        conv = (self.d_conv - 1) * itemsize
+        return self.inner_width(d_model) * (conv + self.d_state * max(RECURRENT_ITEMSIZE, itemsize))
+
+
 class Mamba2(Layer):
     """Mamba-2, the state-space dual (arXiv 2405.21060).
 

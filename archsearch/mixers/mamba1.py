@@ -1,0 +1,146 @@
+"""Mamba-1 (arXiv 2312.00752).
+
+Shape suffixes: b batch, l length, d d_model, i inner width, r dt_rank, n state size.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from archsearch.mixers.base import Mixer, Surroundings, init_linear
+from archsearch.mixers.norms import RMSNorm
+from archsearch.mixers.selective_scan import selective_scan, selective_scan_step
+from archsearch.mixers.short_conv import ShortConv
+from archsearch.spec.layers import Mamba1
+
+KERNEL_STATES = 256
+"""The largest state that the CUDA kernel takes."""
+
+
+class Mamba1State(NamedTuple):
+    """The convolution's last inputs (batch, d_conv - 1, inner); the state (batch, inner, n)."""
+
+    conv_bki: Tensor
+    ssm_bin: Tensor
+
+
+class Mamba1Mixer(Mixer):
+    """`mamba1`, with the parameters of `Mamba` in the mamba_ssm package, which transformers keeps.
+
+    in_proj gives x, z; x_proj gives dt (by its rank), B, C. Their `conv1d` (i, 1, k) is `conv` (i, k) here;
+    dt_norm, B_norm and C_norm are the dt_layernorm, b_layernorm and c_layernorm of transformers' Jamba.
+    """
+
+    def __init__(self, spec: Mamba1, around: Surroundings, project: bool = True):
+        super().__init__(spec, around, project)
+        self.inner, self.d_state = spec.inner_width(around.d_model), spec.d_state
+        self.rank = spec.parameter_width() - 2 * spec.d_state
+        self.kernels = around.kernels
+        self.in_proj = nn.Linear(around.d_model, 2 * self.inner, bias=spec.bias)
+        self.conv = ShortConv(self.inner, spec.d_conv, bias=spec.conv_bias, silu=True, kernels=around.kernels)
+        self.x_proj = nn.Linear(self.inner, spec.parameter_width(), bias=False)
+        eps = spec.inner_norm_eps or around.eps
+        self.dt_norm, self.B_norm, self.C_norm = (
+            _inner_norm(spec, width, eps) for width in (self.rank, self.d_state, self.d_state)
+        )
+        self.dt_proj = nn.Linear(self.rank, self.inner)
+        self.A_log = nn.Parameter(torch.empty(self.inner, self.d_state))
+        self.D = nn.Parameter(torch.ones(self.inner))
+        self.out_proj = nn.Linear(self.inner, around.d_model, bias=spec.bias) if project else None
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        for linear in (self.in_proj, self.x_proj, self.dt_proj):
+            init_linear(linear, generator)
+        self.conv.reset_parameters(generator)
+        spec = self.spec
+        with torch.no_grad():
+            if spec.dt_init == "constant":
+                self.dt_proj.weight.fill_(self.rank**-0.5)
+            low, high = math.log(spec.dt_min), math.log(spec.dt_max)
+            dt = torch.rand(self.inner, generator=generator) * (high - low) + low
+            dt = dt.exp().clamp(min=spec.dt_floor)
+            # The inverse of softplus, so that training starts at these step sizes.
+            self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+            # S4D-real (arXiv 2206.11893): decay rates 1, 2, ..., n in every channel.
+            self.A_log.copy_(torch.arange(1, self.d_state + 1).log().expand_as(self.A_log))
+            self.D.fill_(1.0)
+        if self.out_proj is not None:
+            init_linear(self.out_proj, generator)
+
+    def forward(self, x_bld: Tensor) -> Tensor:
+        x, z = self.in_proj(x_bld).chunk(2, dim=-1)
+        return self._finish(self._scan(self.conv(x))[0], z)
+
+    def prefill(self, x_bld: Tensor) -> tuple[Tensor, Mamba1State]:
+        x, z = self.in_proj(x_bld).chunk(2, dim=-1)
+        u, conv_state = self.conv.prefill(x)
+        y, ssm_state = self._scan(u)
+        return self._finish(y, z), Mamba1State(conv_state, ssm_state)
+
+    def step(self, x_bd: Tensor, state: Mamba1State) -> tuple[Tensor, Mamba1State]:
+        x, z = self.in_proj(x_bd).chunk(2, dim=-1)
+        u, conv_state = self.conv.step(x, state.conv_bki)
+        dt, B, C = self._chosen(u)
+        wide = state.ssm_bin.dtype
+        y, ssm = selective_scan_step(
+            u.to(wide), self._dt(dt), self._A(), B.to(wide), C.to(wide), state.ssm_bin
+        )
+        return self._finish(y.to(u.dtype) + self.D.to(u.dtype) * u, z), Mamba1State(conv_state, ssm)
+
+    def _scan(self, u_bli: Tensor) -> tuple[Tensor, Tensor]:
+        """The convolved input -> the scan's output with the skip D u, and the last state."""
+        dt, B, C = self._chosen(u_bli)
+        kernel = self.kernels.get("selective_scan", u_bli)
+        if kernel is not None and self.d_state <= KERNEL_STATES:
+            # The kernel wants time last and one dtype for all that varies by token.
+            dt, B, C = (t.to(u_bli.dtype).mT for t in (dt, B, C))
+            y_bil, state = kernel(
+                u_bli.mT,
+                dt,
+                self._A(),
+                B,
+                C,
+                D=self.D.float(),
+                delta_bias=self.dt_proj.bias.float(),
+                delta_softplus=True,
+                return_last_state=True,
+            )
+            return y_bil.mT, state.float()
+        wide = torch.promote_types(u_bli.dtype, torch.float32)
+        # Autocast would take the scan's matmuls in half precision.
+        with torch.autocast(u_bli.device.type, enabled=False):
+            y, state = selective_scan(u_bli.to(wide), self._dt(dt), self._A(), B.to(wide), C.to(wide))
+        return y.to(u_bli.dtype) + self.D.to(u_bli.dtype) * u_bli, state
+
+    def _chosen(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What each token chooses: step sizes, still without bias and softplus, B and C."""
+        dt, B, C = self.x_proj(u).split([self.rank, self.d_state, self.d_state], dim=-1)
+        return F.linear(self.dt_norm(dt), self.dt_proj.weight), self.B_norm(B), self.C_norm(C)
+
+    def _finish(self, y_bli: Tensor, z_bli: Tensor) -> Tensor:
+        """Gate, output projection."""
+        y_bli = y_bli * F.silu(z_bli)
+        return y_bli if self.out_proj is None else self.out_proj(y_bli)
+
+    def _dt(self, dt: Tensor) -> Tensor:
+        """Step sizes, in float32 at least: they enter exponentials and sums over the context."""
+        wide = torch.promote_types(dt.dtype, torch.float32)
+        return F.softplus(dt.to(wide) + self.dt_proj.bias.to(wide))
+
+    def _A(self) -> Tensor:
+        wide = torch.promote_types(self.A_log.dtype, torch.float32)
+        return -self.A_log.to(wide).exp()
+
+
+def _inner_norm(spec: Mamba1, width: int, eps: float) -> nn.Module:
+    """The norm of dt, B or C."""
+    if spec.inner_norm == "none":
+        return nn.Identity()
+    if spec.inner_norm == "rms":
+        return nn.RMSNorm(width, eps=eps, elementwise_affine=False)
+    return RMSNorm(width, eps)
