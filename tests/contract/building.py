@@ -37,12 +37,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"heads": 4, "kv_heads": 2, "qk_norm": "full", "bias": True, "output_bias": True},
         {"heads": 4, "conv": 2, "scale": 0.7},
     ],
-    "gated_deltanet": [
+    "gated_conv": [
         {},
-        {"key_heads": 2, "key_dim": 8, "value_dim": 5, "beta_scale": 2},
-        {"key_heads": 3, "value_heads": 3, "key_dim": 4, "value_dim": 8, "d_conv": 2, "norm_eps": 1e-3},
-        {"key_heads": 1, "value_heads": 4, "key_dim": 8, "value_dim": 6, "gate": False, "d_conv": 7},
-        {"key_heads": 2, "key_dim": 16, "value_dim": 16, "A_init": [8, 16], "dt_min": 1.0, "dt_max": 30.0},
+        {"width": 24, "d_conv": 2},
+        {"width": 96, "d_conv": 5, "bias": True},
+        {"d_conv": 4, "bias": True, "conv_bias": True},
     ],
     "mamba1": [
         {},
@@ -51,6 +50,13 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"expand": 1, "d_state": 5, "inner_norm": "rms", "inner_norm_eps": 0.1, "dt_rank": 7},
         {"expand": 1.5, "d_conv": 7, "conv_bias": False, "bias": True, "dt_init": "constant"},
         {"dt_min": 1.0, "dt_max": 30.0, "d_state": 4, "inner_norm": "weighted", "bias": True},
+    ],
+    "gated_deltanet": [
+        {},
+        {"key_heads": 2, "key_dim": 8, "value_dim": 5, "beta_scale": 2},
+        {"key_heads": 3, "value_heads": 3, "key_dim": 4, "value_dim": 8, "d_conv": 2, "norm_eps": 1e-3},
+        {"key_heads": 1, "value_heads": 4, "key_dim": 8, "value_dim": 6, "gate": False, "d_conv": 7},
+        {"key_heads": 2, "key_dim": 16, "value_dim": 16, "A_init": [8, 16], "dt_min": 1.0, "dt_max": 30.0},
     ],
     "mamba2": [
         {},
@@ -70,6 +76,14 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"activation": "gelu", "hidden": 7},
         {"activation": "relu2", "expand": 0.5},
         {"activation": "silu", "bias": True},
+    ],
+    "rglru": [
+        {},
+        {"heads": 4},
+        {"width": 96, "heads": 3, "d_conv": 2},
+        {"width": 24, "heads": 24, "d_conv": 7},
+        {"heads": 2, "a_init": [0.001, 0.01]},
+        {"heads": 2, "a_init": [0.999, 0.9999]},
     ],
 }
 """Layer kind -> fields to hold the contracts with; a listed kind that is not here is held bare."""

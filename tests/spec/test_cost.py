@@ -13,7 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from archsearch.compiler import compile_model
 from archsearch.spec import ModelSpec, model_cost
 from archsearch.spec.layers import Attention, Mamba1, Mamba2, mean_keys
+from archsearch.spec.layers.conv import GatedConv
 from archsearch.spec.layers.deltanet import GatedDeltaNet
+from archsearch.spec.layers.rglru import RgLru
 from archsearch.spec.merges import MERGES
 
 
@@ -153,14 +155,18 @@ def test_matmuls_are_those_that_torch_counts(kind: str, fields: dict[str, Any]) 
         width = (layer.heads or 0) * (layer.head_dim or 0)
         expected += 4 * width * (length - mean_keys(length, layer.window))
         expected -= 2 * (width + 2 * (layer.kv_heads or 0) * (layer.head_dim or 0)) * (layer.conv or 0)
+    elif isinstance(layer, Mamba1):
+        # Of the recurrence, reading the state is a matmul.
+        expected -= layer.inner_width(64) * (2 * layer.d_conv + 3 * layer.d_state)
     elif isinstance(layer, GatedDeltaNet):
         inner, n = layer.inner_width(64), layer.key_dim
         expected -= 2 * layer.conv_width(64) * layer.d_conv + 7 * inner * n
         # One chunk: K K^T and Q K^T a key head, two triangles with v a head, and what enters the state.
         expected += 4 * length * n * (layer.key_heads or 0) + 4 * length * inner + 2 * inner * n
-    elif isinstance(layer, Mamba1):
-        # Of the recurrence, reading the state is a matmul.
-        expected -= layer.inner_width(64) * (2 * layer.d_conv + 3 * layer.d_state)
+    elif isinstance(layer, GatedConv):
+        expected -= 2 * layer.inner_width(64) * layer.d_conv
+    elif isinstance(layer, RgLru):
+        expected -= layer.inner_width(64) * (2 * layer.d_conv + 5)
     elif isinstance(layer, Mamba2):
         inner, n = layer.inner_width(64), layer.d_state
         expected -= 2 * layer.conv_width(64) * layer.d_conv + 5 * inner * n
