@@ -66,8 +66,10 @@ def run_sweep(
     interrupt, as the first Ctrl-C does: running trials write their checkpoints and the sweep ends. A second
     Ctrl-C ends the process at once.
 
-    Raises StudyError where `out` is in use, or is a run over another space.
+    Raises StudyError where `out` is in use, or is a run over another space; SpecError where the space's text
+    cannot be read.
     """
+    space.check_data()
     cpu = space.settings.resources.cpu
     concurrency = space.settings.resources.concurrent or max(1, available_cpus() // cpu)
     sweep = Sweep(space, out, trials, concurrency)

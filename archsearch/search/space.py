@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from archsearch.data import DomainSpec, TextSpec
+from archsearch.data.sources import text_tokens
 from archsearch.experiment.spec import Experiment
 from archsearch.search.choosers import Chooser, EdgeChooser, RandomChooser, ReplayChooser
 from archsearch.search.constraints import INVALID, violations
@@ -93,6 +95,23 @@ class SearchSpace:
     def sources(self) -> list[str]:
         """The sources that candidates' mixtures name."""
         return list(dict.fromkeys(name for experiment in self.samples for name in experiment.data.mixture))
+
+    def check_data(self) -> None:
+        """Read every text source that candidates train on or are scored on.
+
+        A path that leads nowhere is a mistake in the file, not a failure of every trial; and the embedded
+        domains are built here once instead of by each worker. Raises `SpecError`.
+        """
+        for name, source in {
+            name: experiment.data.source(name)
+            for experiment in self.samples
+            for name in (*experiment.data.mixture, *experiment.domains)
+        }.items():
+            if isinstance(source.fields, DomainSpec | TextSpec):
+                try:
+                    text_tokens(source.fields, "train")
+                except ValueError as error:
+                    raise self.refuse(("data", "sources", name, source.name), str(error)) from None
 
     @property
     def budget(self) -> dict[str, float]:

@@ -15,7 +15,10 @@ from typing import Any
 import pytest
 
 from archsearch.experiment.spec import load_experiment
+from archsearch.search.driver import run_sweep
 from archsearch.search.ray_session import MARK, PREFIX
+from archsearch.search.space import load_space
+from archsearch.spec import SpecError
 from archsearch.study import Study
 
 SPACES = Path(__file__).parent / "spaces"
@@ -108,7 +111,8 @@ def assert_whole(run: Path, trials: int) -> Study:
 def test_killed_at_any_moment_and_started_again(start: Start, tmp_path: Path) -> None:
     """kill -9 when a trial has ended and others run: nothing finished is lost, nothing is trained twice.
 
-    The space holds candidates that diverge and some whose data is missing: failed trials with a cause.
+    The space holds candidates that diverge and some whose text is shorter than a context: failed trials, with
+    their causes.
     """
     run = tmp_path / "run"
     first = start("failing.yaml", run)
@@ -189,3 +193,12 @@ def workers(run: Path) -> Iterator[tuple[int, str]]:
         found = re.search(r"FLOCK\s+ADVISORY\s+WRITE\s+(\d+)\s+\w+:\w+:(\d+)", line)
         if found is not None and int(found[2]) in inodes:
             yield int(found[1]), inodes[int(found[2])]
+
+
+def test_text_that_is_not_there_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    space = tmp_path / "space.yaml"
+    text = (SPACES / "failing.yaml").read_text()
+    space.write_text(text.replace("tests/search/spaces/short.jsonl", "no/such/text"))
+    with pytest.raises(SpecError, match=r"space\.yaml:12:\d+: data\.sources\.short\.text: no/such/text"):
+        run_sweep(load_space(space), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
