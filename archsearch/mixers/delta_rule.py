@@ -112,7 +112,7 @@ class _ChunkedScan(torch.autograd.Function):
         a, beta = _by_chunk(g_blh, q, groups).cumsum(-1), _by_chunk(beta_blh, q, groups)[..., None]
         v = _by_chunk(v_blhv, q, groups)
         decay = _decay(a)
-        T = _inverse((decay * (key @ key.mT) * beta.mT).tril_(-1))
+        T = _inverse((decay * (key @ key.mT)).mul_(beta.mT).tril_(-1))
         P, after = _pass_states(T, v, beta, key, a)
         o = (decay.mul_(query @ key.mT) @ (beta * P)).flatten(1, 3)
         if len(after) > 1:
@@ -131,24 +131,24 @@ class _ChunkedScan(torch.autograd.Function):
         if do_blhv is None:
             do_blhv = torch.zeros_like(o_blhv)
         do = _by_chunk(do_blhv, q, groups)
-        U, dE, dafter = _pass_gradients(do, dlast_bhkv, query, key, a, beta, T)
+        decay = _decay(a)
+        U = (decay * (query @ key.mT)).mT @ do
+        U, dE, dafter = _pass_gradients(U, do, dlast_bhkv, query, key, a, beta, T)
 
         written = beta * P
-        decay = _decay(a)
-        dE_written = (dE @ written.mT).tril_(-1)
-        dKK = (dE_written * decay).sum(3, keepdim=True).neg_()
-        dQK = ((do @ written.mT) * decay).sum(3, keepdim=True)
+        dKK = (dE @ written.mT).mul_(decay).tril_(-1).sum(3, keepdim=True).neg_()
+        dQK = (do @ written.mT).mul_(decay).sum(3, keepdim=True)
         dq = dQK @ key
         dk = dQK.mT @ query + (dKK + dKK.mT) @ key
         if len(after) > 1:
             before, since = after[:-1].view(-1, *a.shape[1:4], *after.shape[-2:]), a[1:].exp()[..., None]
-            dq[1:] += ((do[1:] @ before.mT) * since).sum(3, keepdim=True)
-            dk[1:] -= ((dE[1:] @ before.mT) * since).sum(3, keepdim=True)
+            dq[1:] += (do[1:] @ before.mT).mul_(since).sum(3, keepdim=True)
+            dk[1:] -= (dE[1:] @ before.mT).mul_(since).sum(3, keepdim=True)
         if dafter is not None:
             to_end = (a[..., -1:] - a).exp()[..., None]
-            dk += ((written @ dafter.mT) * to_end).sum(3, keepdim=True)
+            dk += (written @ dafter.mT).mul_(to_end).sum(3, keepdim=True)
         L = decay.mul_(key @ key.mT).tril_(-1)
-        dbeta = (P * (U - L.mT @ dE)).sum(-1, keepdim=True)
+        dbeta = (U - L.mT @ dE).mul_(P).sum(-1, keepdim=True)
 
         dv_blhv = _by_token(dE)
         da_blh = (do_blhv * o_blhv).sum(-1) - (dv_blhv * v_blhv).sum(-1)
@@ -226,14 +226,22 @@ def _pass_states(T: Tensor, v: Tensor, beta: Tensor, key: Tensor, a: Tensor) -> 
 
 
 def _pass_gradients(
-    do: Tensor, dlast_bhkv: Tensor | None, query: Tensor, key: Tensor, a: Tensor, beta: Tensor, T: Tensor
+    U: Tensor,
+    do: Tensor,
+    dlast_bhkv: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    a: Tensor,
+    beta: Tensor,
+    T: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """U and dE of every chunk, shaped as do, and the gradients of the states after them.
 
-    The last is None where no state was read: a single chunk whose last state has no gradient.
+    U comes with what it receives through the outputs of its own chunk; what it receives through later ones
+    is added in place. The gradients of states are None where none was read: a single chunk whose last state
+    has no gradient.
     """
-    U = (_decay(a).mul_(query @ key.mT).mT @ do).flatten(1, 3)
-    T_c, do_c, beta_c = T.flatten(1, 3), do.flatten(1, 3), beta.flatten(1, 3)
+    U, T_c, do_c, beta_c = U.flatten(1, 3), T.flatten(1, 3), do.flatten(1, 3), beta.flatten(1, 3)
     dE = torch.empty_like(do_c)
     if len(do) == 1 and dlast_bhkv is None:
         torch.bmm(T_c[0].mT, beta_c[0] * U[0], out=dE[0])
