@@ -168,6 +168,5 @@ def _read(weight_kbn: Tensor, states_kbni: Tensor, out: Tensor) -> None:
 
 def _sum_channels(states_kbni: Tensor, weight_kbi: Tensor, out: Tensor) -> None:
     """Sum of states over channels, weighted: (k, b, n)."""
-    torch.bmm(
-        states_kbni.flatten(0, 1), weight_kbi.flatten(0, 1)[..., None], out=out.flatten(0, 1)[..., None]
-    )
+    # A row times the transpose: as a product with a column, torch takes four times as long on a CPU.
+    torch.bmm(weight_kbi.flatten(0, 1)[:, None], states_kbni.flatten(0, 1).mT, out=out.flatten(0, 1)[:, None])
