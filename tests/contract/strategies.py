@@ -74,6 +74,26 @@ def gated_deltanet_fields(draw: Draw, d_model: int) -> Fields:
 
 
 @st.composite
+def gated_conv_fields(draw: Draw, d_model: int) -> Fields:
+    fields: Fields = {}
+    maybe(draw, fields, "width", st.integers(1, 40))
+    maybe(draw, fields, "d_conv", st.integers(2, 5))
+    maybe(draw, fields, "bias", st.booleans())
+    maybe(draw, fields, "conv_bias", st.booleans())
+    return fields
+
+
+@st.composite
+def rglru_fields(draw: Draw, d_model: int) -> Fields:
+    fields: Fields = {}
+    maybe(draw, fields, "width", st.integers(1, 40))
+    maybe(draw, fields, "heads", divisors(fields.get("width", d_model)))
+    maybe(draw, fields, "d_conv", st.integers(2, 5))
+    maybe(draw, fields, "a_init", st.sampled_from([[0.1, 0.5], [0.99, 0.99]]))
+    return fields
+
+
+@st.composite
 def mamba1_fields(draw: Draw, d_model: int) -> Fields:
     fields: Fields = {"expand": draw(st.sampled_from([0.5, 1, 1.5, 2])), "d_state": draw(st.integers(1, 9))}
     maybe(draw, fields, "dt_rank", st.integers(1, 5))
@@ -123,10 +143,12 @@ def mlp_fields(draw: Draw, d_model: int) -> Fields:
 
 LAYER_FIELDS: dict[str, Callable[[int], st.SearchStrategy[Fields]]] = {
     "attention": attention_fields,
+    "gated_conv": gated_conv_fields,
     "gated_deltanet": gated_deltanet_fields,
     "mamba1": mamba1_fields,
     "mamba2": mamba2_fields,
     "mlp": mlp_fields,
+    "rglru": rglru_fields,
 }
 
 
