@@ -51,7 +51,8 @@ class FieldError(ValueError):
 
 
 def dotted(path: Path) -> str:
-    return ".".join(str(part) for part in path)
+    """`layers.0.heads`; a key that would break the line is shown as Python writes it."""
+    return ".".join(text if (text := str(part)).isprintable() else repr(text) for part in path)
 
 
 def quoted(words: Iterable[object]) -> str:
