@@ -73,7 +73,7 @@ class _ShiftedConv(torch.autograd.Function):
         ctx.save_for_backward(x_blc, weight_ck)
         ctx.has_bias = bias_c is not None
         dtype = torch.promote_types(x_blc.dtype, weight_ck.dtype)
-        x_blc, weight_kc = x_blc.to(dtype), weight_ck.to(dtype).mT
+        x_blc, weight_kc = x_blc.to(dtype), _by_tap(weight_ck, dtype)
         y_blc = x_blc * weight_kc[-1]
         if bias_c is not None:
             y_blc += bias_c
@@ -85,7 +85,7 @@ class _ShiftedConv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy_blc: Tensor) -> tuple[Tensor | None, ...]:
         x_blc, weight_ck = ctx.saved_tensors
-        weight_kc = weight_ck.to(dy_blc.dtype).mT
+        weight_kc = _by_tap(weight_ck, dy_blc.dtype)
         dx_blc = dy_blc * weight_kc[-1]
         dweight_kc = torch.zeros_like(weight_kc)
         dweight_kc[-1] = (dy_blc * x_blc).sum((0, 1))
@@ -94,6 +94,11 @@ class _ShiftedConv(torch.autograd.Function):
             dweight_kc[-1 - back] = (dy_blc[:, now] * x_blc[:, before]).sum((0, 1))
         dbias_c = dy_blc.sum((0, 1)) if ctx.has_bias else None
         return dx_blc.to(x_blc.dtype), dweight_kc.mT.to(weight_ck.dtype), dbias_c
+
+
+def _by_tap(weight_ck: Tensor, dtype: torch.dtype) -> Tensor:
+    """(k, c), each tap's weights side by side: reading them strided costs more than this copy."""
+    return weight_ck.to(dtype).mT.contiguous()
 
 
 def _taps(length: int, width: int) -> Iterator[tuple[int, slice, slice]]:

