@@ -4,9 +4,8 @@ Costs are exact and need no torch:
   params       trainable numbers, equal to the built module's count
   flops        forward floating-point operations for one token, averaged over a sequence of `context`
                tokens; a multiply-add is 2. Counted: projections, convolutions, attention scores and
-               values, and 5 operations an element of recurrent state (decay, input, sum, read, sum) unless the
-               layer says otherwise.
-               Not counted: norms, activations and other elementwise work.
+               values, and 5 operations an element of recurrent state (decay, input, sum, read, sum), or as
+               many as the layer says. Not counted: norms, activations and other elementwise work.
   state_bytes  what the layer's cache holds for one sequence after `context` tokens
 """
 
