@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from archsearch.mixers.ssd import causal_decay
+
 CHUNK = 64
 """As for Mamba-2: on a CPU the matmuls are large enough and the q x q part still small."""
 
@@ -111,7 +113,7 @@ class _ChunkedScan(torch.autograd.Function):
         query, key = _by_chunk(q_blgk, q, groups), _by_chunk(k_blgk, q, groups)
         a, beta = _by_chunk(g_blh, q, groups).cumsum(-1), _by_chunk(beta_blh, q, groups)[..., None]
         v = _by_chunk(v_blhv, q, groups)
-        decay = _decay(a)
+        decay = causal_decay(a)
         T = _inverse((decay * (key @ key.mT)).mul_(beta.mT).tril_(-1))
         P, after = _pass_states(T, v, beta, key, a)
         o = (decay.mul_(query @ key.mT) @ (beta * P)).flatten(1, 3)
@@ -131,7 +133,7 @@ class _ChunkedScan(torch.autograd.Function):
         if do_blhv is None:
             do_blhv = torch.zeros_like(o_blhv)
         do = _by_chunk(do_blhv, q, groups)
-        decay = _decay(a)
+        decay = causal_decay(a)
         U = (decay * (query @ key.mT)).mT @ do
         U, dE, dafter = _pass_gradients(U, do, dlast_bhkv, query, key, a, beta, T)
 
@@ -175,12 +177,6 @@ def _by_chunk(t: Tensor, q: int, groups: int) -> Tensor:
 def _by_token(t: Tensor) -> Tensor:
     """(c, b, g, r, q, w) -> (b, l, g r, w)."""
     return t.permute(1, 0, 4, 2, 3, 5).flatten(3, 4).flatten(1, 2)
-
-
-def _decay(a: Tensor) -> Tensor:
-    """D: exp(a_i - a_j) for j <= i, else 0; (c, b, g, r, q, q)."""
-    # Above the diagonal the exponential may overflow to infinity, which tril_ overwrites with zero.
-    return (a[..., :, None] - a[..., None, :]).exp_().tril_()
 
 
 def _inverse(lower: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ class _ChunkedScan(torch.autograd.Function):
         B, C = (_by_chunk(t, q, groups).squeeze(3) for t in (B_blgn, C_blgn))
         a = _log_decay(dt, A_h)
         u = x * dt[..., None]
-        y = _decay(a).mul_((C @ B.mT).unsqueeze(3)) @ u
+        y = causal_decay(a).mul_((C @ B.mT).unsqueeze(3)) @ u
         added = B.mT @ _to_group(u * (a[..., -1:] - a).exp()[..., None])
         after = _pass_states(added, _over_chunk(a, u.shape[-1]))
         if after.shape[1] > 1:
@@ -115,7 +115,7 @@ class _ChunkedScan(torch.autograd.Function):
         a = _log_decay(dt, A_h)
         u = x * dt[..., None]
 
-        decay = _decay(a)
+        decay = causal_decay(a)
         dG = (dy @ u.mT).mul_(decay).sum(3)  # b c g q q
         dB, dC = dG.mT @ C, dG @ B
         du = decay.mul_((C @ B.mT).unsqueeze(3)).mT @ dy
@@ -171,8 +171,8 @@ def _log_decay(dt: Tensor, A_h: Tensor) -> Tensor:
     return (dt * A_h.view(dt.shape[2], -1, 1)).cumsum(-1)
 
 
-def _decay(a: Tensor) -> Tensor:
-    """L: exp(a_i - a_j) for j <= i, else 0; (b, c, g, r, q, q)."""
+def causal_decay(a: Tensor) -> Tensor:
+    """exp(a_i - a_j) for j <= i, else 0; (..., q) -> (..., q, q)."""
     # Above the diagonal the exponential may overflow to infinity, which tril_ overwrites with zero.
     return (a[..., :, None] - a[..., None, :]).exp_().tril_()
 

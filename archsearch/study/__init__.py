@@ -1,6 +1,6 @@
 """The record of a study: event schema, append-only log, read model, fronts. Only NumPy beside stdlib."""
 
-from archsearch.study.fronts import crowding, hypervolume, non_dominated, order_front
+from archsearch.study.fronts import hypervolume, non_dominated, order_front
 from archsearch.study.log import StudyLog, StudyWriteError, is_live
 from archsearch.study.record import Study
 from archsearch.study.schema import VERSION, StudyError
@@ -15,7 +15,6 @@ __all__ = [
     "StudyLog",
     "StudyWriteError",
     "Trial",
-    "crowding",
     "hypervolume",
     "is_live",
     "non_dominated",

@@ -40,26 +40,6 @@ def order_front(points: ArrayLike, directions: Sequence[str]) -> NDArray[np.intp
     return np.lexsort(costs_nd.T[::-1])
 
 
-def crowding(points: ArrayLike, directions: Sequence[str]) -> Floats:
-    """Crowding distance of each point, `(n,)`, dimensionless; the ends of each objective are infinite.
-
-    Deb, Pratap, Agarwal, Meyarivan (2002), "A fast and elitist multiobjective genetic algorithm: NSGA-II",
-    section III-B.
-    """
-    costs_nd = _costs(points, directions)
-    n, d = costs_nd.shape
-    distance_n = np.zeros(n)
-    for axis in range(d):
-        order_n = np.argsort(costs_nd[:, axis], kind="stable")
-        sorted_n = costs_nd[order_n, axis]
-        if n:
-            distance_n[order_n[[0, -1]]] = np.inf
-        extent = sorted_n[-1] - sorted_n[0] if n else 0.0
-        if n > 2 and extent > 0:
-            distance_n[order_n[1:-1]] += (sorted_n[2:] - sorted_n[:-2]) / extent
-    return distance_n
-
-
 def hypervolume(points: ArrayLike, reference: ArrayLike, directions: Sequence[str]) -> float:
     """Volume between the `(n, d)` points' front and the `(d,)` reference point, in the objectives' units.
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from archsearch.study.fronts import crowding, hypervolume, non_dominated, order_front
+from archsearch.study.fronts import hypervolume, non_dominated, order_front
 
 DIRECTIONS = st.sampled_from(["maximize", "minimize"])
 
@@ -91,12 +91,6 @@ def test_by_hand():
     assert hypervolume(points, (0.0, 10.0), directions) == pytest.approx(0.9 * 2 + 0.5 * 2)
     assert hypervolume([], (0.0, 10.0), directions) == 0.0
     assert hypervolume([(0.5, 11.0)], (0.0, 10.0), directions) == 0.0
-
-
-def test_crowding_by_hand():
-    distances = crowding([(0.0, 4.0), (1.0, 3.0), (3.0, 1.0), (4.0, 0.0)], ["minimize", "minimize"])
-    assert distances[[0, 3]].tolist() == [np.inf, np.inf]
-    assert distances[[1, 2]] == pytest.approx([1.5, 1.5])
 
 
 @pytest.mark.parametrize(
