@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from archsearch.mixers.base import Mixer, Surroundings, init_linear
+from archsearch.mixers.base import Call, Mixer, Surroundings, init_linear
 from archsearch.mixers.kernels import Kernels
 from archsearch.mixers.norms import RMSNorm
 from archsearch.mixers.rope import Rotary
@@ -111,12 +111,12 @@ class AttentionMixer(Mixer):
         if self.out_proj is not None:
             init_linear(self.out_proj, generator)
 
-    def forward(self, x_bld: Tensor) -> Tensor:
+    def forward(self, x_bld: Tensor, call: Call | None = None) -> Tensor:
         qkv = self.qkv_proj(x_bld)
         q, k, v = self._heads(qkv if self.conv is None else self.conv(qkv), 0)
         return self._out(self._attend(q, k, v))
 
-    def prefill(self, x_bld: Tensor) -> tuple[Tensor, AttentionState]:
+    def prefill(self, x_bld: Tensor, call: Call | None = None) -> tuple[Tensor, AttentionState]:
         qkv, conv = self.qkv_proj(x_bld), None
         if self.conv is not None:
             qkv, conv = self.conv.prefill(qkv)
@@ -124,7 +124,9 @@ class AttentionMixer(Mixer):
         cache = last_tokens(k.contiguous(), v.contiguous(), self.window)
         return self._out(self._attend(q, k, v)), AttentionState(cache, conv, x_bld.shape[1])
 
-    def step(self, x_bd: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
+    def step(
+        self, x_bd: Tensor, state: AttentionState, call: Call | None = None
+    ) -> tuple[Tensor, AttentionState]:
         qkv, conv = self.qkv_proj(x_bd), None
         if self.conv is not None and state.conv is not None:
             qkv, conv = self.conv.step(qkv, state.conv)

@@ -1,6 +1,6 @@
 """What every mixer is.
 
-Shape suffixes: b batch, l length, d d_model.
+Shape suffixes: b batch, l length, t tokens so far, d d_model, c channels.
 """
 
 from __future__ import annotations
@@ -18,51 +18,92 @@ from archsearch.mixers.kernels import Kernels
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a mixer needs to know beyond its own fields."""
+    """What a mixer needs to know beyond its own fields.
+
+    eps, unit_offset: of the model's norms, which norms inside mixers follow unless their spec says otherwise.
+    """
 
     d_model: int
     eps: float = 1e-5
     kernels: Kernels = field(default_factory=Kernels)
+    unit_offset: bool = False
+
+
+@dataclass
+class Call:
+    """What one pass through a model carries beside the hidden states.
+
+    mask: False at padding; None where there is none. Over a sequence (batch, length); in a step (batch,
+    tokens so far, this one included). Padding stands before a sequence's first token. streams: what layers
+    told the ones after them. losses: what training adds to its loss, one scalar a term.
+    """
+
+    mask: Tensor | None = None
+    streams: dict[str, Any] = field(default_factory=dict)
+    losses: list[Tensor] = field(default_factory=list)
+
+
+def masked(x_blc: Tensor, call: Call | None) -> Tensor:
+    """Zero at padding; what comes in where there is none. Over sequences: a step never takes padding."""
+    if call is None or call.mask is None:
+        return x_blc
+    return x_blc * call.mask.unsqueeze(-1).to(x_blc.dtype)
 
 
 class Mixer(nn.Module, ABC):
-    """One layer's function f: (batch, length, d_model) -> the same, causal, without norm or residual.
+    """One layer's function f: (batch, length, input width) -> (batch, length, d_model), causal, bare of norm
+    and residual.
 
     Built from its resolved spec. With `project` false it has no output projection and returns its inner
     features (batch, length, inner_width). A mixer's state is a tuple of tensors (and plain numbers) that
-    `step` replaces, never changes: an old state stays valid.
+    `step` replaces, never changes: an old state stays valid. Padding leaves no trace in it.
+
+    telling: for each role in which other layers read this one, the stream that it writes. reading: for each
+    role in which this one reads another, the stream that holds it. The compiler fills both.
     """
 
     def __init__(self, spec: Any, around: Surroundings, project: bool = True):
         super().__init__()
         self.spec = spec
         self.project = project
+        self.telling: dict[str, str] = {}
+        self.reading: dict[str, str] = {}
 
     @abstractmethod
-    def forward(self, x_bld: Tensor) -> Tensor:
+    def forward(self, x_bld: Tensor, call: Call | None = None) -> Tensor:
         """The whole sequence at once."""
 
     @abstractmethod
-    def prefill(self, x_bld: Tensor) -> tuple[Tensor, Any]:
+    def prefill(self, x_bld: Tensor, call: Call | None = None) -> tuple[Tensor, Any]:
         """The whole sequence, and the state after its last token."""
 
     @abstractmethod
-    def step(self, x_bd: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def step(self, x_bd: Tensor, state: Any, call: Call | None = None) -> tuple[Tensor, Any]:
         """One more token."""
 
     @abstractmethod
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Draw the initial weights."""
 
+    def tell(self, call: Call | None, role: str, value: Any) -> None:
+        """Leave `value` for the layers that read this one as `role`, if there are any."""
+        if call is not None and role in self.telling:
+            call.streams[self.telling[role]] = value
+
+    def told(self, call: Call | None, role: str) -> Any:
+        """What the layer that this one reads as `role` has left."""
+        assert call is not None, "a layer that reads another runs in a model"
+        return call.streams[self.reading[role]]
+
 
 class Stateless(Mixer):
     """A mixer that looks at one token at a time."""
 
-    def prefill(self, x_bld: Tensor) -> tuple[Tensor, Any]:
-        return self(x_bld), ()
+    def prefill(self, x_bld: Tensor, call: Call | None = None) -> tuple[Tensor, Any]:
+        return self(x_bld, call), ()
 
-    def step(self, x_bd: Tensor, state: Any) -> tuple[Tensor, Any]:
-        return self(x_bd), ()
+    def step(self, x_bd: Tensor, state: Any, call: Call | None = None) -> tuple[Tensor, Any]:
+        return self(x_bd, call), ()
 
 
 def tensors_in(state: Any) -> Iterator[Tensor]:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from archsearch.mixers.base import Mixer, Surroundings, init_linear
+from archsearch.mixers.base import Call, Mixer, Surroundings, init_linear
 from archsearch.mixers.linear_scan import time_blocks
 from archsearch.mixers.short_conv import ShortConv
 from archsearch.spec.layers.conv import GatedConv
@@ -47,10 +47,10 @@ class GatedConvMixer(Mixer):
         if self.out_proj is not None:
             init_linear(self.out_proj, generator)
 
-    def forward(self, x_bld: Tensor) -> Tensor:
+    def forward(self, x_bld: Tensor, call: Call | None = None) -> Tensor:
         return self._project(self._mix(self.in_proj(x_bld)))
 
-    def prefill(self, x_bld: Tensor) -> tuple[Tensor, GatedConvState]:
+    def prefill(self, x_bld: Tensor, call: Call | None = None) -> tuple[Tensor, GatedConvState]:
         parts_blp = self.in_proj(x_bld)
         kept = self.conv.width - 1
         B_bkw, _, x_bkw = parts_blp[:, -kept:].chunk(3, dim=-1)
@@ -58,7 +58,9 @@ class GatedConvMixer(Mixer):
         state = GatedConvState(F.pad(gated_bkw, (0, 0, kept - gated_bkw.shape[1], 0)))
         return self._project(self._mix(parts_blp)), state
 
-    def step(self, x_bd: Tensor, state: GatedConvState) -> tuple[Tensor, GatedConvState]:
+    def step(
+        self, x_bd: Tensor, state: GatedConvState, call: Call | None = None
+    ) -> tuple[Tensor, GatedConvState]:
         B_bw, C_bw, x_bw = self.in_proj(x_bd).chunk(3, dim=-1)
         y_bw, conv_bkw = self.conv.step(B_bw * x_bw, state.conv_bkw)
         return self._project(C_bw * y_bw), GatedConvState(conv_bkw)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from archsearch.mixers.base import Mixer, Surroundings, init_linear
+from archsearch.mixers.base import Call, Mixer, Surroundings, init_linear
 from archsearch.mixers.delta_rule import gated_delta_chunked, gated_delta_step, unit_vectors
 from archsearch.mixers.norms import RMSNorm
 from archsearch.mixers.short_conv import ShortConv
@@ -68,17 +68,19 @@ class GatedDeltaNetMixer(Mixer):
         if self.out_proj is not None:
             init_linear(self.out_proj, generator)
 
-    def forward(self, x_bld: Tensor) -> Tensor:
+    def forward(self, x_bld: Tensor, call: Call | None = None) -> Tensor:
         qkv, z, b, a = self._split(self.in_proj(x_bld))
         return self._finish(self._scan(self.conv(qkv), b, a)[0], z)
 
-    def prefill(self, x_bld: Tensor) -> tuple[Tensor, GatedDeltaNetState]:
+    def prefill(self, x_bld: Tensor, call: Call | None = None) -> tuple[Tensor, GatedDeltaNetState]:
         qkv, z, b, a = self._split(self.in_proj(x_bld))
         qkv, conv_state = self.conv.prefill(qkv)
         o_blhv, delta_state = self._scan(qkv, b, a)
         return self._finish(o_blhv, z), GatedDeltaNetState(conv_state, delta_state)
 
-    def step(self, x_bd: Tensor, state: GatedDeltaNetState) -> tuple[Tensor, GatedDeltaNetState]:
+    def step(
+        self, x_bd: Tensor, state: GatedDeltaNetState, call: Call | None = None
+    ) -> tuple[Tensor, GatedDeltaNetState]:
         qkv, z, b, a = self._split(self.in_proj(x_bd))
         qkv, conv_state = self.conv.step(qkv, state.conv_bjc)
         with torch.autocast(x_bd.device.type, enabled=False):

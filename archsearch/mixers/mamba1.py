@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from archsearch.mixers.base import Mixer, Surroundings, init_linear
+from archsearch.mixers.base import Call, Mixer, Surroundings, init_linear
 from archsearch.mixers.norms import RMSNorm
 from archsearch.mixers.selective_scan import selective_scan, selective_scan_step
 from archsearch.mixers.short_conv import ShortConv
@@ -72,17 +72,17 @@ class Mamba1Mixer(Mixer):
         if self.out_proj is not None:
             init_linear(self.out_proj, generator)
 
-    def forward(self, x_bld: Tensor) -> Tensor:
+    def forward(self, x_bld: Tensor, call: Call | None = None) -> Tensor:
         x, z = self.in_proj(x_bld).chunk(2, dim=-1)
         return self._finish(self._scan(self.conv(x))[0], z)
 
-    def prefill(self, x_bld: Tensor) -> tuple[Tensor, Mamba1State]:
+    def prefill(self, x_bld: Tensor, call: Call | None = None) -> tuple[Tensor, Mamba1State]:
         x, z = self.in_proj(x_bld).chunk(2, dim=-1)
         u, conv_state = self.conv.prefill(x)
         y, ssm_state = self._scan(u)
         return self._finish(y, z), Mamba1State(conv_state, ssm_state)
 
-    def step(self, x_bd: Tensor, state: Mamba1State) -> tuple[Tensor, Mamba1State]:
+    def step(self, x_bd: Tensor, state: Mamba1State, call: Call | None = None) -> tuple[Tensor, Mamba1State]:
         x, z = self.in_proj(x_bd).chunk(2, dim=-1)
         u, conv_state = self.conv.step(x, state.conv_bki)
         dt, B, C = self._chosen(u)

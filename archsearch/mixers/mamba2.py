@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from archsearch.mixers.base import Mixer, Surroundings, init_linear
+from archsearch.mixers.base import Call, Mixer, Surroundings, init_linear
 from archsearch.mixers.norms import RMSNorm
 from archsearch.mixers.short_conv import ShortConv
 from archsearch.mixers.ssd import ssd_chunked, ssd_step
@@ -63,17 +63,17 @@ class Mamba2Mixer(Mixer):
         if self.out_proj is not None:
             init_linear(self.out_proj, generator)
 
-    def forward(self, x_bld: Tensor) -> Tensor:
+    def forward(self, x_bld: Tensor, call: Call | None = None) -> Tensor:
         z, conv_in, dt = self._split(self.in_proj(x_bld))
         return self._finish(self._scan(self.conv(conv_in), dt)[0], z)
 
-    def prefill(self, x_bld: Tensor) -> tuple[Tensor, Mamba2State]:
+    def prefill(self, x_bld: Tensor, call: Call | None = None) -> tuple[Tensor, Mamba2State]:
         z, conv_in, dt = self._split(self.in_proj(x_bld))
         conv_out, conv_state = self.conv.prefill(conv_in)
         y, ssm_state = self._scan(conv_out, dt)
         return self._finish(y, z), Mamba2State(conv_state, ssm_state)
 
-    def step(self, x_bd: Tensor, state: Mamba2State) -> tuple[Tensor, Mamba2State]:
+    def step(self, x_bd: Tensor, state: Mamba2State, call: Call | None = None) -> tuple[Tensor, Mamba2State]:
         z_bi, conv_in, dt_bh = self._split(self.in_proj(x_bd))
         conv_out, conv_state = self.conv.step(conv_in, state.conv_bkc)
         x, B, C = self._heads(conv_out)

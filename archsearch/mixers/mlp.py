@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from archsearch.mixers.base import Stateless, Surroundings, init_linear
+from archsearch.mixers.base import Call, Stateless, Surroundings, init_linear
 from archsearch.spec.layers import Mlp
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -40,7 +40,7 @@ class MlpMixer(Stateless):
         if self.down_proj is not None:
             init_linear(self.down_proj, generator)
 
-    def forward(self, x_bld: Tensor) -> Tensor:
+    def forward(self, x_bld: Tensor, call: Call | None = None) -> Tensor:
         up = self.up_proj(x_bld)
         if self.gated:
             gate_blf, value_blf = up.chunk(2, dim=-1)

@@ -14,18 +14,23 @@ from torch.autograd.function import once_differentiable
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight (arXiv 1910.07467), over groups of width / groups channels each."""
+    """x / rms(x) * weight (arXiv 1910.07467), over groups of width / groups channels each.
 
-    def __init__(self, width: int, eps: float, groups: int = 1):
+    unit_offset: the factor is 1 + weight, and the weight starts at 0, so that weight decay pulls it to 1.
+    """
+
+    def __init__(self, width: int, eps: float, groups: int = 1, unit_offset: bool = False):
         super().__init__()
         self.eps = eps
         self.groups = groups
-        self.weight = nn.Parameter(torch.ones(width))
+        self.unit_offset = unit_offset
+        self.weight = nn.Parameter(torch.zeros(width) if unit_offset else torch.ones(width))
 
     def forward(self, x_d: Tensor) -> Tensor:
+        weight_d = 1 + self.weight if self.unit_offset else self.weight
         if x_d.is_cuda and self.groups == 1:
-            return F.rms_norm(x_d, x_d.shape[-1:], self.weight, self.eps)
-        return _RmsNorm.apply(x_d, self.weight, self.eps, self.groups)
+            return F.rms_norm(x_d, x_d.shape[-1:], weight_d, self.eps)
+        return _RmsNorm.apply(x_d, weight_d, self.eps, self.groups)
 
 
 class _RmsNorm(torch.autograd.Function):

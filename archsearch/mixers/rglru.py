@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from archsearch.mixers.base import Mixer, Surroundings, init_linear
+from archsearch.mixers.base import Call, Mixer, Surroundings, init_linear
 from archsearch.mixers.linear_scan import scan_, scan_gradient_, time_blocks
 from archsearch.mixers.short_conv import ShortConv
 from archsearch.spec.layers.rglru import RgLru
@@ -57,16 +57,16 @@ class RgLruMixer(Mixer):
         if self.linear_out is not None:
             init_linear(self.linear_out, generator)
 
-    def forward(self, x_bld: Tensor) -> Tensor:
+    def forward(self, x_bld: Tensor, call: Call | None = None) -> Tensor:
         return self._finish(self.linear_y(x_bld), self.rg_lru(self.conv_1d(self.linear_x(x_bld))))
 
-    def prefill(self, x_bld: Tensor) -> tuple[Tensor, RgLruState]:
+    def prefill(self, x_bld: Tensor, call: Call | None = None) -> tuple[Tensor, RgLruState]:
         conv_blc, conv_bkc = self.conv_1d.prefill(self.linear_x(x_bld))
         h_blc = self.rg_lru(conv_blc)
         # A copy: a view would keep the states of all tokens alive.
         return self._finish(self.linear_y(x_bld), h_blc), RgLruState(conv_bkc, h_blc[:, -1].clone())
 
-    def step(self, x_bd: Tensor, state: RgLruState) -> tuple[Tensor, RgLruState]:
+    def step(self, x_bd: Tensor, state: RgLruState, call: Call | None = None) -> tuple[Tensor, RgLruState]:
         conv_bc, conv_bkc = self.conv_1d.step(self.linear_x(x_bd), state.conv_bkc)
         h_bc = self.rg_lru.step(conv_bc, state.h_bc)
         return self._finish(self.linear_y(x_bd), h_bc), RgLruState(conv_bkc, h_bc)

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from archsearch.compiler import compile_model
-from archsearch.mixers.base import Mixer, Surroundings, init_linear
+from archsearch.mixers.base import Call, Mixer, Surroundings, init_linear
 from archsearch.mixers.table import MIXERS
 from archsearch.spec import Layer, ModelSpec, SpecError, model_cost, parse_spec
 from archsearch.spec.entries import layer_kinds
@@ -57,17 +57,17 @@ def define() -> tuple[type[Layer], type[Mixer]]:
             if self.out is not None:
                 init_linear(self.out, generator)
 
-        def forward(self, x_bld: Tensor) -> Tensor:
+        def forward(self, x_bld: Tensor, call: Call | None = None) -> Tensor:
             return self.prefill(x_bld)[0]
 
-        def prefill(self, x_bld: Tensor) -> tuple[Tensor, Any]:
+        def prefill(self, x_bld: Tensor, call: Call | None = None) -> tuple[Tensor, Any]:
             state, outputs = (torch.zeros_like(x_bld[:, 0]),), []
             for x_bd in x_bld.unbind(1):
                 y_bd, state = self.step(x_bd, state)
                 outputs.append(y_bd)
             return torch.stack(outputs, 1), state
 
-        def step(self, x_bd: Tensor, state: Any) -> tuple[Tensor, Any]:
+        def step(self, x_bd: Tensor, state: Any, call: Call | None = None) -> tuple[Tensor, Any]:
             average = self.rate * state[0] + (1 - self.rate) * x_bd
             return (average if self.out is None else self.out(average)), (average,)
 
