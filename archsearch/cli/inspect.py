@@ -12,10 +12,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from archsearch.spec.cost import ITEMSIZE, LayerCost, ModelCost
+from archsearch.spec.cost import ITEMSIZE, ModelCost
 from archsearch.spec.errors import SpecError, nearest
 from archsearch.spec.model import ModelSpec
-from archsearch.spec.quantities import bytes_text, count_text
+from archsearch.spec.quantities import count_text
 
 SPACE_SECTIONS = {"objectives", "constraints", "search", "resources"}
 
@@ -36,7 +36,12 @@ def validate(
 
 def show(
     path: Annotated[Path, typer.Argument(help="A model spec or an experiment (YAML).")],
-    context: Annotated[int, typer.Option(help="Tokens of context that FLOPs and state are for.")] = 1024,
+    context: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Context lengths: several times, or as in 4k,32k (k is 1,024). [default: 4k,32k,256k]"
+        ),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="Dtype of activations and caches.")] = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     resolved: Annotated[bool, typer.Option(help="Print the spec with every default written out.")] = False,
@@ -45,16 +50,19 @@ def show(
     ] = None,
 ) -> None:
     """Layers, parameters, FLOPs and state of a model, from its spec alone."""
-    from archsearch.spec import load_spec, model_cost, to_yaml
+    from archsearch.cli.summary import as_json as summary_json
+    from archsearch.cli.summary import default_contexts, parse_contexts, print_summary
+    from archsearch.spec import load_spec, to_yaml
 
     spec = load_spec(path)
-    cost = _cost_or_refuse(model_cost, spec, context, dtype)
+    contexts = parse_contexts(context) if context else default_contexts(spec)
+    costs = {tokens: _cost_or_refuse(spec, tokens, dtype) for tokens in contexts}
     if as_json:
-        print(json.dumps(_as_json(spec, cost, context, dtype)))
+        print(json.dumps(summary_json(spec, costs, dtype)))
     elif resolved:
         print(to_yaml(spec.resolved()), end="")
     else:
-        _print_table(spec, cost, context, dtype)
+        print_summary(spec, costs, dtype)
     if kernels is not None:
         _print_kernels(kernels)
 
@@ -123,61 +131,15 @@ def _has_hole(value: Any) -> bool:
     return isinstance(value, list) and any(map(_has_hole, value))
 
 
-def _cost_or_refuse(model_cost: Any, spec: ModelSpec, context: int, dtype: str) -> ModelCost:
+def _cost_or_refuse(spec: ModelSpec, context: int, dtype: str) -> ModelCost:
+    from archsearch.spec import model_cost
+
     if dtype not in ITEMSIZE:
         raise ValueError(f"--dtype: unknown dtype {dtype!r}{nearest(dtype, ITEMSIZE)}")
     try:
         return model_cost(spec, context, dtype)
     except ValueError as error:
         raise ValueError(f"--context: {error}") from None
-
-
-def _as_json(spec: ModelSpec, cost: ModelCost, context: int, dtype: str) -> dict[str, Any]:
-    return {
-        "name": spec.name,
-        "hash": spec.hash,
-        **cost.total.as_dict(),
-        "context": context,
-        "dtype": dtype,
-        "d_model": spec.d_model,
-        "vocab": spec.vocab,
-        "embedding": cost.embedding.as_dict(),
-        "head": cost.head.as_dict(),
-        "layers": [layer.as_dict() for layer in cost.layers],
-    }
-
-
-def _print_table(spec: ModelSpec, cost: ModelCost, context: int, dtype: str) -> None:
-    title = f"[b]{spec.name}[/]  d_model {spec.d_model}, vocabulary {spec.vocab}, hash {spec.hash}"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_footer=True)
-    total = cost.total
-    table.add_column("layer", "total")
-    table.add_column("kind")
-    table.add_column("parameters", f"{total.params:,}", justify="right")
-    table.add_column("FLOPs/token", f"{round(total.flops):,}", justify="right")
-    table.add_column(f"state @ {context:,} {dtype}", bytes_text(total.state_bytes), justify="right")
-    table.add_row("embedding", "", *_cells(cost.embedding))
-    for layer in cost.layers:
-        _add_layer(table, layer, 0)
-    table.add_row("head", "", *_cells(cost.head))
-    Console().print(table)
-
-
-def _add_layer(table: Table, layer: LayerCost, depth: int) -> None:
-    """A row for the layer; below a parallel, rows for its branches and merge, by the rest of their paths."""
-    indent = "  " * depth
-    name = layer.path if depth == 0 else ".".join(layer.path.rsplit(".", 3)[-3:])
-    table.add_row(indent + name, layer.kind, *_cells(layer.cost))
-    for branch in layer.branches:
-        for inner in branch:
-            _add_layer(table, inner, depth + 1)
-    if layer.merge is not None:
-        table.add_row(f"{indent}  merge", layer.merge[0], *_cells(layer.merge[1]))
-
-
-def _cells(cost: Any) -> tuple[str, str, str]:
-    state = bytes_text(cost.state_bytes) if cost.state_bytes else "-"
-    return f"{cost.params:,}", f"{round(cost.flops):,}", state
 
 
 def _print_kernels(device: str) -> None:

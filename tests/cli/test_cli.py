@@ -85,6 +85,16 @@ def test_show_json_adds_up(path: Path) -> None:
     )
 
 
+def test_show_json_at_several_contexts() -> None:
+    found = json.loads(archsearch("show", SPECS[0], "--json", "--context", "4k,100", "--context", "1").stdout)
+    assert list(found["contexts"]) == ["4096", "100", "1"]
+    assert found["context"] == 4096
+    for key in ("flops_per_token", "state_bytes"):
+        assert found[key] == found["contexts"]["4096"][key] > found["contexts"]["100"][key]
+    by_default = json.loads(archsearch("show", SPECS[0], "--json").stdout)
+    assert list(by_default["contexts"]) == ["4096", "32768", "262144"]
+
+
 def test_show_resolved_is_the_same_model(tmp_path: Path) -> None:
     written = tmp_path / "resolved.yaml"
     written.write_text(archsearch("show", SPECS[0], "--resolved").stdout)
@@ -98,6 +108,7 @@ def test_show_resolved_is_the_same_model(tmp_path: Path) -> None:
         (("validate", "no/such/file.yaml"), "no such file"),
         (("show", "specs/samba_tiny.yaml", "--dtype", "float23"), "did you mean 'float32'"),
         (("show", "specs/samba_tiny.yaml", "--context", "0"), "at least 1"),
+        (("show", "specs/samba_tiny.yaml", "--context", "4x"), "--context: expected tokens"),
         (("train", "specs/samba_tiny.yaml", "--tokens", "many"), "training.tokens"),
         (("train", "specs/samba_tiny.yaml", "--device", "gpu9"), "unknown device"),
         (("eval", "specs"), "no trained model"),
