@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from archsearch.mixers.base import Call, Mixer, Surroundings, init_linear
+from archsearch.mixers.base import Call, Mixer, Surroundings, init_linear, masked
 from archsearch.mixers.linear_scan import time_blocks
 from archsearch.mixers.short_conv import ShortConv
 from archsearch.spec.layers.conv import GatedConv
@@ -48,10 +48,10 @@ class GatedConvMixer(Mixer):
             init_linear(self.out_proj, generator)
 
     def forward(self, x_bld: Tensor, call: Call | None = None) -> Tensor:
-        return self._project(self._mix(self.in_proj(x_bld)))
+        return self._project(self._mix(masked(self.in_proj(x_bld), call)))
 
     def prefill(self, x_bld: Tensor, call: Call | None = None) -> tuple[Tensor, GatedConvState]:
-        parts_blp = self.in_proj(x_bld)
+        parts_blp = masked(self.in_proj(x_bld), call)
         kept = self.conv.width - 1
         B_bkw, _, x_bkw = parts_blp[:, -kept:].chunk(3, dim=-1)
         gated_bkw = B_bkw * x_bkw

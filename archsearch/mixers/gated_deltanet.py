@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from archsearch.mixers.base import Call, Mixer, Surroundings, init_linear
+from archsearch.mixers.base import Call, Mixer, Surroundings, init_linear, masked
 from archsearch.mixers.delta_rule import gated_delta_chunked, gated_delta_step, unit_vectors
 from archsearch.mixers.norms import RMSNorm
 from archsearch.mixers.short_conv import ShortConv
@@ -70,13 +70,14 @@ class GatedDeltaNetMixer(Mixer):
 
     def forward(self, x_bld: Tensor, call: Call | None = None) -> Tensor:
         qkv, z, b, a = self._split(self.in_proj(x_bld))
-        return self._finish(self._scan(self.conv(qkv), b, a)[0], z)
+        qkv = masked(self.conv(masked(qkv, call)), call)
+        return self._finish(self._scan(qkv, b, a)[0], z, call)
 
     def prefill(self, x_bld: Tensor, call: Call | None = None) -> tuple[Tensor, GatedDeltaNetState]:
         qkv, z, b, a = self._split(self.in_proj(x_bld))
-        qkv, conv_state = self.conv.prefill(qkv)
-        o_blhv, delta_state = self._scan(qkv, b, a)
-        return self._finish(o_blhv, z), GatedDeltaNetState(conv_state, delta_state)
+        qkv, conv_state = self.conv.prefill(masked(qkv, call))
+        o_blhv, delta_state = self._scan(masked(qkv, call), b, a)
+        return self._finish(o_blhv, z, call), GatedDeltaNetState(conv_state, delta_state)
 
     def step(
         self, x_bd: Tensor, state: GatedDeltaNetState, call: Call | None = None
@@ -85,7 +86,7 @@ class GatedDeltaNetMixer(Mixer):
         qkv, conv_state = self.conv.step(qkv, state.conv_bjc)
         with torch.autocast(x_bd.device.type, enabled=False):
             o_bhv, delta_state = gated_delta_step(*self._heads(qkv), *self._rates(b, a), state.delta_bhkv)
-        return self._finish(o_bhv, z), GatedDeltaNetState(conv_state, delta_state)
+        return self._finish(o_bhv, z, call), GatedDeltaNetState(conv_state, delta_state)
 
     def _scan(self, qkv_blc: Tensor, b_blh: Tensor, a_blh: Tensor) -> tuple[Tensor, Tensor]:
         """The scan's output (batch, length, value heads, value_dim), and the last state."""
@@ -114,8 +115,9 @@ class GatedDeltaNetMixer(Mixer):
         g = -self.A_log.to(wide).exp() * F.softplus(a.to(wide) + self.dt_bias.to(wide))
         return g, self.spec.beta_scale * b.to(wide).sigmoid()
 
-    def _finish(self, o_hv: Tensor, z_i: Tensor | None) -> Tensor:
+    def _finish(self, o_hv: Tensor, z_i: Tensor | None, call: Call | None) -> Tensor:
         """Norm a head, gate, output projection; leading axes are free."""
+        self.tell(call, "memory", o_hv.flatten(-2))
         y_i = self.norm(o_hv).flatten(-2).to(self.in_proj.weight.dtype if z_i is None else z_i.dtype)
         if z_i is not None:
             y_i = y_i * F.silu(z_i)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from archsearch.mixers.base import Call, Mixer, Surroundings, init_linear
+from archsearch.mixers.base import Call, Mixer, Surroundings, init_linear, masked
 from archsearch.mixers.norms import RMSNorm
 from archsearch.mixers.selective_scan import selective_scan, selective_scan_step
 from archsearch.mixers.short_conv import ShortConv
@@ -74,13 +74,14 @@ class Mamba1Mixer(Mixer):
 
     def forward(self, x_bld: Tensor, call: Call | None = None) -> Tensor:
         x, z = self.in_proj(x_bld).chunk(2, dim=-1)
-        return self._finish(self._scan(self.conv(x))[0], z)
+        u = masked(self.conv(masked(x, call)), call)
+        return self._finish(self._scan(u)[0], z, call)
 
     def prefill(self, x_bld: Tensor, call: Call | None = None) -> tuple[Tensor, Mamba1State]:
         x, z = self.in_proj(x_bld).chunk(2, dim=-1)
-        u, conv_state = self.conv.prefill(x)
-        y, ssm_state = self._scan(u)
-        return self._finish(y, z), Mamba1State(conv_state, ssm_state)
+        u, conv_state = self.conv.prefill(masked(x, call))
+        y, ssm_state = self._scan(masked(u, call))
+        return self._finish(y, z, call), Mamba1State(conv_state, ssm_state)
 
     def step(self, x_bd: Tensor, state: Mamba1State, call: Call | None = None) -> tuple[Tensor, Mamba1State]:
         x, z = self.in_proj(x_bd).chunk(2, dim=-1)
@@ -90,7 +91,7 @@ class Mamba1Mixer(Mixer):
         y, ssm = selective_scan_step(
             u.to(wide), self._dt(dt), self._A(), B.to(wide), C.to(wide), state.ssm_bin
         )
-        return self._finish(y.to(u.dtype) + self.D.to(u.dtype) * u, z), Mamba1State(conv_state, ssm)
+        return self._finish(y.to(u.dtype) + self.D.to(u.dtype) * u, z, call), Mamba1State(conv_state, ssm)
 
     def _scan(self, u_bli: Tensor) -> tuple[Tensor, Tensor]:
         """The convolved input -> the scan's output with the skip D u, and the last state."""
@@ -122,8 +123,9 @@ class Mamba1Mixer(Mixer):
         dt, B, C = self.x_proj(u).split([self.rank, self.d_state, self.d_state], dim=-1)
         return F.linear(self.dt_norm(dt), self.dt_proj.weight), self.B_norm(B), self.C_norm(C)
 
-    def _finish(self, y_bli: Tensor, z_bli: Tensor) -> Tensor:
+    def _finish(self, y_bli: Tensor, z_bli: Tensor, call: Call | None) -> Tensor:
         """Gate, output projection."""
+        self.tell(call, "memory", y_bli)
         y_bli = y_bli * F.silu(z_bli)
         return y_bli if self.out_proj is None else self.out_proj(y_bli)
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from archsearch.mixers.base import Call, Mixer, Surroundings, init_linear
+from archsearch.mixers.base import Call, Mixer, Surroundings, init_linear, masked
 from archsearch.mixers.norms import RMSNorm
 from archsearch.mixers.short_conv import ShortConv
 from archsearch.mixers.ssd import ssd_chunked, ssd_step
@@ -65,13 +65,14 @@ class Mamba2Mixer(Mixer):
 
     def forward(self, x_bld: Tensor, call: Call | None = None) -> Tensor:
         z, conv_in, dt = self._split(self.in_proj(x_bld))
-        return self._finish(self._scan(self.conv(conv_in), dt)[0], z)
+        conv_out = masked(self.conv(masked(conv_in, call)), call)
+        return self._finish(self._scan(conv_out, dt)[0], z, call)
 
     def prefill(self, x_bld: Tensor, call: Call | None = None) -> tuple[Tensor, Mamba2State]:
         z, conv_in, dt = self._split(self.in_proj(x_bld))
-        conv_out, conv_state = self.conv.prefill(conv_in)
-        y, ssm_state = self._scan(conv_out, dt)
-        return self._finish(y, z), Mamba2State(conv_state, ssm_state)
+        conv_out, conv_state = self.conv.prefill(masked(conv_in, call))
+        y, ssm_state = self._scan(masked(conv_out, call), dt)
+        return self._finish(y, z, call), Mamba2State(conv_state, ssm_state)
 
     def step(self, x_bd: Tensor, state: Mamba2State, call: Call | None = None) -> tuple[Tensor, Mamba2State]:
         z_bi, conv_in, dt_bh = self._split(self.in_proj(x_bd))
@@ -80,7 +81,7 @@ class Mamba2Mixer(Mixer):
         wide = state.ssm_bhpn.dtype
         y_bhp, ssm = ssd_step(x.to(wide), self._dt(dt_bh), self._A(), B.to(wide), C.to(wide), state.ssm_bhpn)
         y_bhp = y_bhp.to(x.dtype) + self.D.to(x.dtype)[:, None] * x
-        return self._finish(y_bhp.flatten(-2), z_bi), Mamba2State(conv_state, ssm)
+        return self._finish(y_bhp.flatten(-2), z_bi, call), Mamba2State(conv_state, ssm)
 
     def _scan(self, conv_blc: Tensor, dt_blh: Tensor) -> tuple[Tensor, Tensor]:
         """Convolved x, B, C -> the scan's output with the skip D x, and the last state."""
@@ -105,8 +106,9 @@ class Mamba2Mixer(Mixer):
         y = y.to(x.dtype) + self.D.to(x.dtype)[:, None] * x
         return y.flatten(-2), state
 
-    def _finish(self, y_bli: Tensor, z_bli: Tensor) -> Tensor:
+    def _finish(self, y_bli: Tensor, z_bli: Tensor, call: Call | None) -> Tensor:
         """Gate, norm, output projection."""
+        self.tell(call, "memory", y_bli)
         gate = F.silu(z_bli)
         if self.norm is None:
             y_bli = y_bli * gate

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from archsearch.mixers.base import Call, Mixer, Surroundings, init_linear
+from archsearch.mixers.base import Call, Mixer, Surroundings, init_linear, masked
 from archsearch.mixers.linear_scan import scan_, scan_gradient_, time_blocks
 from archsearch.mixers.short_conv import ShortConv
 from archsearch.spec.layers.rglru import RgLru
@@ -58,23 +58,30 @@ class RgLruMixer(Mixer):
             init_linear(self.linear_out, generator)
 
     def forward(self, x_bld: Tensor, call: Call | None = None) -> Tensor:
-        return self._finish(self.linear_y(x_bld), self.rg_lru(self.conv_1d(self.linear_x(x_bld))))
+        conv_blc = masked(self.conv_1d(masked(self.linear_x(x_bld), call)), call)
+        return self._finish(self.linear_y(x_bld), self.rg_lru(conv_blc, _first_tokens(call)), call)
 
     def prefill(self, x_bld: Tensor, call: Call | None = None) -> tuple[Tensor, RgLruState]:
-        conv_blc, conv_bkc = self.conv_1d.prefill(self.linear_x(x_bld))
-        h_blc = self.rg_lru(conv_blc)
+        conv_blc, conv_bkc = self.conv_1d.prefill(masked(self.linear_x(x_bld), call))
+        h_blc = self.rg_lru(masked(conv_blc, call), _first_tokens(call))
         # A copy: a view would keep the states of all tokens alive.
-        return self._finish(self.linear_y(x_bld), h_blc), RgLruState(conv_bkc, h_blc[:, -1].clone())
+        return self._finish(self.linear_y(x_bld), h_blc, call), RgLruState(conv_bkc, h_blc[:, -1].clone())
 
     def step(self, x_bd: Tensor, state: RgLruState, call: Call | None = None) -> tuple[Tensor, RgLruState]:
         conv_bc, conv_bkc = self.conv_1d.step(self.linear_x(x_bd), state.conv_bkc)
         h_bc = self.rg_lru.step(conv_bc, state.h_bc)
-        return self._finish(self.linear_y(x_bd), h_bc), RgLruState(conv_bkc, h_bc)
+        return self._finish(self.linear_y(x_bd), h_bc, call), RgLruState(conv_bkc, h_bc)
 
-    def _finish(self, y: Tensor, h: Tensor) -> Tensor:
+    def _finish(self, y: Tensor, h: Tensor, call: Call | None) -> Tensor:
         """Gate and output projection."""
+        self.tell(call, "memory", h)
         y = F.gelu(y, approximate="tanh") * h.to(y.dtype)
         return y if self.linear_out is None else self.linear_out(y)
+
+
+def _first_tokens(call: Call | None) -> Tensor | None:
+    """Where each sequence starts after its padding (batch,); None: all at position 0."""
+    return None if call is None or call.mask is None else call.mask.long().argmax(-1)
 
 
 class RealGatedLru(nn.Module):
@@ -105,9 +112,9 @@ class RealGatedLru(nn.Module):
             decay = self.recurrent_param.uniform_(low**2, high**2, generator=generator).log_().mul_(0.5)
             decay.neg_().expm1_().log_()  # the inverse of softplus
 
-    def forward(self, x_blc: Tensor) -> Tensor:
-        """Every state (batch, length, width), from h = 0."""
-        return rg_lru(x_blc, self._gates(x_blc.flatten(0, 1)), self.recurrent_param)
+    def forward(self, x_blc: Tensor, first_b: Tensor | None = None) -> Tensor:
+        """Every state (batch, length, width), from h = 0. first_b: positions of the first tokens."""
+        return rg_lru(x_blc, self._gates(x_blc.flatten(0, 1)), self.recurrent_param, first_b)
 
     def step(self, x_bc: Tensor, h_bc: Tensor) -> Tensor:
         """One token after the first: the new state."""
@@ -142,48 +149,54 @@ def rg_lru_reference(x_blc: Tensor, gates_htj: Tensor, param_c: Tensor) -> Tenso
     return torch.stack(states, dim=1)
 
 
-def rg_lru(x_blc: Tensor, gates_htj: Tensor, param_c: Tensor) -> Tensor:
-    """The same a block of time at a time. Differentiable once."""
-    return _RgLru.apply(x_blc, gates_htj, param_c)
+def rg_lru(x_blc: Tensor, gates_htj: Tensor, param_c: Tensor, first_b: Tensor | None = None) -> Tensor:
+    """The same a block of time at a time. Differentiable once.
+
+    first_b: the position of each sequence's first token, after padding whose x is zero; None: 0.
+    """
+    if first_b is None:
+        first_b = torch.zeros(len(x_blc), dtype=torch.long, device=x_blc.device)
+    return _RgLru.apply(x_blc, gates_htj, param_c, first_b)
 
 
 class _RgLru(torch.autograd.Function):
     """Keeps its inputs and h: gates, decays and multipliers are computed again, a block at a time.
 
     With m = sqrt(1 - a^2), u = m i x and g the gradient of u (see `linear_scan`): dx = g m i, di = g m x, and
-    the gradient of log a is a g (h_{t-1} - a i x / m).
+    the gradient of log a is a g (h_{t-1} - a i x / m). At a sequence's first token m is 1 whatever a is, and
+    the second term is not there.
     """
 
     @staticmethod
-    def forward(ctx: Any, x_blc: Tensor, gates_htj: Tensor, param_c: Tensor) -> Tensor:
+    def forward(ctx: Any, x_blc: Tensor, gates_htj: Tensor, param_c: Tensor, first_b: Tensor) -> Tensor:
         wide = torch.promote_types(x_blc.dtype, torch.float32)
         rate_c = -SHARPNESS * F.softplus(param_c.to(wide))
         h_blc = torch.empty(x_blc.shape, dtype=wide, device=x_blc.device)
         h_bc = None
         for block in time_blocks(x_blc.shape[1], x_blc[:, 0].numel()):
-            c = _coefficients(x_blc, gates_htj, rate_c, block)
+            c = _coefficients(x_blc, gates_htj, rate_c, block, first_b)
             torch.mul(c.gated, c.multiplier, out=h_blc[:, block])
             h_bc = scan_(c.a, h_blc[:, block], h_bc)
-        ctx.save_for_backward(x_blc, gates_htj, param_c, h_blc)
+        ctx.save_for_backward(x_blc, gates_htj, param_c, first_b, h_blc)
         return h_blc
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dh_blc: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x_blc, gates_htj, param_c, h_blc = ctx.saved_tensors
+    def backward(ctx: Any, dh_blc: Tensor) -> tuple[Tensor | None, ...]:
+        x_blc, gates_htj, param_c, first_b, h_blc = ctx.saved_tensors
         rate_c = -SHARPNESS * F.softplus(param_c.to(h_blc.dtype))
         dx_blc, dgates_htj = torch.empty_like(x_blc), torch.empty_like(gates_htj)
         drate_c, after_bc = torch.zeros_like(rate_c), None
         for block in reversed(time_blocks(x_blc.shape[1], x_blc[:, 0].numel())):
-            c = _coefficients(x_blc, gates_htj, rate_c, block)
+            c = _coefficients(x_blc, gates_htj, rate_c, block, first_b)
             g_blc = dh_blc[:, block].clone(memory_format=torch.contiguous_format)
             after_bc = scan_gradient_(c.a, g_blc, after_bc)
 
             dlog_a = (c.a * c.gated).div_(c.multiplier.clamp_(min=LEAST_ROOT)).neg_()
+            dlog_a[_starts(first_b, block)] = 0.0
             if block.start:
                 dlog_a += h_blc[:, block.start - 1 : block.stop - 1]
             else:
-                dlog_a[:, 0] = 0.0
                 dlog_a[:, 1:] += h_blc[:, : block.stop - 1]
             dlog_a.mul_(c.a).mul_(g_blc)
             dgated = g_blc.mul_(c.multiplier)
@@ -196,7 +209,7 @@ class _RgLru(torch.autograd.Function):
             for written, view in zip((di, dr), _by_part(dgates_htj, block, x_blc.shape[1]), strict=True):
                 view.copy_(written.unflatten(-1, view.shape[-2:]))
         dparam_c = -SHARPNESS * drate_c * param_c.to(rate_c.dtype).sigmoid()
-        return dx_blc, dgates_htj, dparam_c.to(param_c.dtype)
+        return dx_blc, dgates_htj, dparam_c.to(param_c.dtype), None
 
 
 class _Coefficients(NamedTuple):
@@ -209,7 +222,9 @@ class _Coefficients(NamedTuple):
     gated: Tensor
 
 
-def _coefficients(x_blc: Tensor, gates_htj: Tensor, rate_c: Tensor, block: slice) -> _Coefficients:
+def _coefficients(
+    x_blc: Tensor, gates_htj: Tensor, rate_c: Tensor, block: slice, first_b: Tensor
+) -> _Coefficients:
     wide = rate_c.dtype
     i, r = (
         torch.sigmoid(part.to(wide), out=torch.empty(part.shape, dtype=wide, device=part.device)).flatten(2)
@@ -218,9 +233,14 @@ def _coefficients(x_blc: Tensor, gates_htj: Tensor, rate_c: Tensor, block: slice
     log_a = r * rate_c
     a = log_a.exp()
     multiplier = log_a.mul_(2).expm1_().neg_().sqrt_()
-    if block.start == 0:
-        multiplier[:, 0] = 1.0
+    multiplier[_starts(first_b, block)] = 1.0
     return _Coefficients(a, i, r, multiplier, x_blc[:, block] * i)
+
+
+def _starts(first_b: Tensor, block: slice) -> tuple[Tensor, Tensor]:
+    """The sequences that start within a block, and where in it."""
+    (sequences,) = ((first_b >= block.start) & (first_b < block.stop)).nonzero(as_tuple=True)
+    return sequences, first_b[sequences] - block.start
 
 
 def _by_part(gates_htj: Tensor, block: slice, length: int) -> tuple[Tensor, ...]:
