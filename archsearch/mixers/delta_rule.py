@@ -114,7 +114,7 @@ class _ChunkedScan(torch.autograd.Function):
         a, beta = _by_chunk(g_blh, q, groups).cumsum(-1), _by_chunk(beta_blh, q, groups)[..., None]
         v = _by_chunk(v_blhv, q, groups)
         decay = causal_decay(a)
-        T = _inverse((decay * (key @ key.mT)).mul_(beta.mT).tril_(-1))
+        T = inverse_of_unit_lower((decay * (key @ key.mT)).mul_(beta.mT).tril_(-1))
         P, after = _pass_states(T, v, beta, key, a)
         o = (decay.mul_(query @ key.mT) @ (beta * P)).flatten(1, 3)
         if len(after) > 1:
@@ -179,7 +179,7 @@ def _by_token(t: Tensor) -> Tensor:
     return t.permute(1, 0, 4, 2, 3, 5).flatten(3, 4).flatten(1, 2)
 
 
-def _inverse(lower: Tensor) -> Tensor:
+def inverse_of_unit_lower(lower: Tensor) -> Tensor:
     """(I + lower)^-1 for matrices that are zero on the diagonal and above it: (..., q, q)."""
     flat = lower.flatten(0, -3)
     inverse = torch.zeros_like(flat)
