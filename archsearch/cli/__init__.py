@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import typer
 
-from archsearch.cli import inspect, study, train
+from archsearch.cli import convert, inspect, study, train
 
 app = typer.Typer(
     name="archsearch",
@@ -30,6 +30,7 @@ app.command()(study.sweep)
 app.command()(study.watch)
 app.command()(study.report)
 app.command("ls")(inspect.list_runs)
+app.command("import")(convert.import_model)
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 
