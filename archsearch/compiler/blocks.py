@@ -1,4 +1,4 @@
-"""Blocks: norm, layer, residual; and the parallel layer.
+"""Blocks: norm, layer, residual; and the layers that hold others.
 
 Shape suffixes: b batch, l length, d d_model.
 """
@@ -11,77 +11,127 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from archsearch.compiler.lora import adapt
 from archsearch.compiler.merges import MERGE_MODULES
-from archsearch.mixers.base import Surroundings
-from archsearch.mixers.norms import NORMS
+from archsearch.mixers.base import Call, Mixer, Surroundings, masked
+from archsearch.mixers.norms import build_norm
 from archsearch.mixers.table import MIXERS
 from archsearch.spec.graph import Node
 from archsearch.spec.model import ModelSpec
 
 
 class Block(nn.Module):
-    """x + scale * norm_out(layer(norm_in(x))), each part as the node says.
+    """skip * x + out * norm_out(layer(in * norm_in([x; inputs]))), each part as the node says.
 
-    `pre` norms the input, `post` the layer's output, `sandwich` both.
+    `pre` norms the layer's input, `post` its output, `sandwich` both, `entry` what enters the block.
     """
 
     def __init__(self, node: Node, layer: nn.Module, spec: ModelSpec):
         super().__init__()
-        norm = NORMS[spec.norm.kind]
+        d_model = spec.d_model
         self.node = node
         self.residual = node.residual
-        self.scale = spec.scales.residual
-        self.norm = norm(spec.d_model, spec.norm.eps) if node.norm in ("pre", "sandwich") else None
-        self.post_norm = norm(spec.d_model, spec.norm.eps) if node.norm in ("post", "sandwich") else None
+        self.in_scale, self.skip_scale = node.layer.in_scale, node.layer.skip_scale
+        self.out_scale = node.layer.out_scale * (spec.scales.residual if node.residual else 1.0)
+        self.enters = node.norm == "entry"
+        before, after = node.norm in ("pre", "sandwich", "entry"), node.norm in ("post", "sandwich")
+        self.norm = build_norm(spec.norm, node.layer.input_width(d_model)) if before else None
+        self.post_norm = build_norm(spec.norm, d_model) if after else None
         self.layer: Any = layer
+        self.stream: str | None = None
+        """The stream that the output goes to, where a later layer takes it as an input."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._out(x, self.layer(self._in(x)))
+    def forward(self, x: Tensor, call: Call) -> Tensor:
+        x, y = self._in(x, call)
+        return self._out(x, self.layer(masked(y, call), call), call)
 
-    def prefill(self, x: Tensor) -> tuple[Tensor, Any]:
-        y, state = self.layer.prefill(self._in(x))
-        return self._out(x, y), state
+    def prefill(self, x: Tensor, call: Call) -> tuple[Tensor, Any]:
+        x, y = self._in(x, call)
+        y, state = self.layer.prefill(masked(y, call), call)
+        return self._out(x, y, call), state
 
-    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        y, state = self.layer.step(self._in(x), state)
-        return self._out(x, y), state
+    def step(self, x: Tensor, state: Any, call: Call) -> tuple[Tensor, Any]:
+        x, y = self._in(x, call)
+        y, state = self.layer.step(y, state, call)
+        return self._out(x, y, call), state
 
-    def _in(self, x: Tensor) -> Tensor:
-        return x if self.norm is None else self.norm(x)
+    def _in(self, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+        """The residual, and what the layer reads."""
+        if self.node.inputs:
+            y = torch.cat([x, *(call.streams[name] for name in self.node.inputs)], dim=-1)
+        else:
+            y = x
+        if self.norm is not None:
+            y = self.norm(y)
+        if self.enters:
+            x = y
+        return x, y if self.in_scale == 1.0 else y * self.in_scale
 
-    def _out(self, x: Tensor, y: Tensor) -> Tensor:
+    def _out(self, x: Tensor, y: Tensor, call: Call) -> Tensor:
         if self.post_norm is not None:
             y = self.post_norm(y)
-        if not self.residual:
-            return y
-        return x + y if self.scale == 1.0 else torch.add(x, y, alpha=self.scale)
+        if self.residual:
+            x = x if self.skip_scale == 1.0 else x * self.skip_scale
+            y = x + y if self.out_scale == 1.0 else torch.add(x, y, alpha=self.out_scale)
+        elif self.out_scale != 1.0:
+            y = y * self.out_scale
+        if self.stream is not None:
+            call.streams[self.stream] = y
+        return y
+
+
+class SequentialLayer(nn.Module):
+    """Blocks one after another. State: one a block."""
+
+    def __init__(self, blocks: list[Block]):
+        super().__init__()
+        self.layers: Any = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor, call: Call) -> Tensor:
+        for block in self.layers:
+            x = block(x, call)
+        return x
+
+    def prefill(self, x: Tensor, call: Call) -> tuple[Tensor, Any]:
+        states = []
+        for block in self.layers:
+            x, state = block.prefill(x, call)
+            states.append(state)
+        return x, tuple(states)
+
+    def step(self, x: Tensor, state: Any, call: Call) -> tuple[Tensor, Any]:
+        states = []
+        for block, before in zip(self.layers, state, strict=True):
+            x, after = block.step(x, before, call)
+            states.append(after)
+        return x, tuple(states)
 
 
 class ParallelLayer(nn.Module):
     """Branches that read the same input, and their merge. State: one a block of each branch; the merge's."""
 
-    def __init__(self, branches: list[list[nn.Module]], merge: nn.Module):
+    def __init__(self, branches: list[list[Block]], merge: nn.Module):
         super().__init__()
         self.branches: Any = nn.ModuleList(nn.ModuleList(blocks) for blocks in branches)
         self.merge: Any = merge
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, call: Call) -> Tensor:
         outputs = []
         for blocks in self.branches:
             y = x
             for block in blocks:
-                y = block(y)
+                y = block(y, call)
             outputs.append(y)
-        return self.merge(outputs, x)
+        return self.merge(outputs, x, call)
 
-    def prefill(self, x: Tensor) -> tuple[Tensor, Any]:
-        outputs, states = self._each(x, lambda block, y, i, j: block.prefill(y))
-        y, merge_state = self.merge.prefill(outputs, x)
+    def prefill(self, x: Tensor, call: Call) -> tuple[Tensor, Any]:
+        outputs, states = self._each(x, lambda block, y, i, j: block.prefill(y, call))
+        y, merge_state = self.merge.prefill(outputs, x, call)
         return y, (states, merge_state)
 
-    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        outputs, states = self._each(x, lambda block, y, i, j: block.step(y, state[0][i][j]))
-        y, merge_state = self.merge.step(outputs, x, state[1])
+    def step(self, x: Tensor, state: Any, call: Call) -> tuple[Tensor, Any]:
+        outputs, states = self._each(x, lambda block, y, i, j: block.step(y, state[0][i][j], call))
+        y, merge_state = self.merge.step(outputs, x, state[1], call)
         return y, (states, merge_state)
 
     def _each(
@@ -101,26 +151,60 @@ class ParallelLayer(nn.Module):
 
 
 class StackBuilder:
-    """Nodes -> blocks; a shared node gets the very module of its owner."""
+    """Nodes -> blocks. A shared node gets the very block of its owner, or, where low-rank terms set its uses
+    apart, a block around the same parameters.
+
+    built: path -> block, of every node that is no plain share.
+    """
 
     def __init__(self, spec: ModelSpec, around: Surroundings):
         self.spec = spec
         self.around = around
         self.built: dict[str, Block] = {}
+        self._tensors: dict[str, dict[str, Tensor]] = {}
 
-    def stack(self, nodes: tuple[Node, ...]) -> list[nn.Module]:
+    def stack(self, nodes: tuple[Node, ...]) -> list[Block]:
         return [self.block(node) for node in nodes]
 
     def block(self, node: Node) -> Block:
-        if node.owner is not None:
+        if node.owner is not None and node.lora is None and node.layer.lora is None:
             return self.built[node.owner]
         block = Block(node, self._layer(node), self.spec)
+        if node.owner is not None:
+            _tie(block, self._tensors[node.owner])
+        elif node.layer.id is not None:
+            # Noted before a low-rank term wraps a projection and so renames its weights.
+            self._tensors[node.path] = dict([*block.named_parameters(), *block.named_buffers()])
+        if node.lora is not None:
+            adapt(block.layer, node.layer.projections(self.spec.d_model), node.lora)
         self.built[node.path] = block
+        self._connect(node, block)
         return block
 
     def _layer(self, node: Node) -> nn.Module:
-        if node.merge is None:
-            return MIXERS[node.kind](node.layer, self.around, node.project)
-        widths = node.widths(self.spec.d_model)
-        merge = MERGE_MODULES[node.merge.kind](node.merge, widths, self.around)
-        return ParallelLayer([self.stack(branch) for branch in node.branches], merge)
+        if node.merge is not None:
+            widths = node.widths(self.spec.d_model)
+            merge = MERGE_MODULES[node.merge.kind](node.merge, widths, self.around)
+            return ParallelLayer([self.stack(branch) for branch in node.branches], merge)
+        if node.branches:
+            return SequentialLayer(self.stack(node.branches[0]))
+        return MIXERS[node.kind](node.layer, self.around, node.project)
+
+    def _connect(self, node: Node, block: Block) -> None:
+        """Have the layers that this one reads leave what it needs."""
+        for path in node.inputs:
+            if path in self.built:
+                self.built[path].stream = path
+        for role, path in node.reads.items():
+            stream = f"{role} of {path}"
+            source = self.built[path].layer
+            assert isinstance(source, Mixer)
+            assert isinstance(block.layer, Mixer)
+            source.telling[role] = block.layer.reading[role] = stream
+
+
+def _tie(block: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put the owner's parameters and buffers in place of the block's own."""
+    for name, tensor in tensors.items():
+        place, _, last = name.rpartition(".")
+        setattr(block.get_submodule(place), last, tensor)

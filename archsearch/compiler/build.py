@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from archsearch.compiler.lora import LoraLinear
 from archsearch.compiler.merges import MergeModule
 from archsearch.compiler.model import LanguageModel
 from archsearch.mixers.base import Mixer
@@ -35,9 +36,11 @@ def _initialise(model: LanguageModel, generator: torch.Generator) -> None:
         model.embedding.weight.normal_(0, model.spec.embedding.std, generator=generator)
         if model.positions is not None:
             model.positions.weight.normal_(0, model.spec.embedding.std, generator=generator)
+        if model.meta_tokens is not None:
+            model.meta_tokens.normal_(0, model.spec.embedding.std, generator=generator)
         if model.head is not None:
             bound = model.spec.d_model**-0.5
             model.head.weight.uniform_(-bound, bound, generator=generator)
     for module in model.layers.modules():
-        if isinstance(module, Mixer | MergeModule):
+        if isinstance(module, Mixer | MergeModule | LoraLinear):
             module.reset_parameters(generator)

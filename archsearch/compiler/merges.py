@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from archsearch.mixers.attention import KvCache, attend_to_cache, causal_attention, last_tokens
-from archsearch.mixers.base import Surroundings, init_linear
+from archsearch.mixers.base import Call, Surroundings, init_linear
 from archsearch.mixers.norms import RMSNorm
 from archsearch.spec import merges as specs
 
@@ -53,15 +53,17 @@ class MergeModule(nn.Module):
     def combine(self, branches: list[Tensor], x: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def forward(self, branches: list[Tensor], x: Tensor) -> Tensor:
+    def forward(self, branches: list[Tensor], x: Tensor, call: Call | None = None) -> Tensor:
         y = self.combine(self.prepared(branches), x)
         return y if self.out_proj is None else self.out_proj(y)
 
-    def prefill(self, branches: list[Tensor], x: Tensor) -> tuple[Tensor, Any]:
-        return self(branches, x), ()
+    def prefill(self, branches: list[Tensor], x: Tensor, call: Call | None = None) -> tuple[Tensor, Any]:
+        return self(branches, x, call), ()
 
-    def step(self, branches: list[Tensor], x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        return self(branches, x), ()
+    def step(
+        self, branches: list[Tensor], x: Tensor, state: Any, call: Call | None = None
+    ) -> tuple[Tensor, Any]:
+        return self(branches, x, call), ()
 
 
 class SumMerge(MergeModule):
@@ -139,16 +141,18 @@ class CrossAttentionMerge(MergeModule):
         for linear in (self.q_proj, self.kv_proj, self.o_proj):
             init_linear(linear, generator)
 
-    def forward(self, branches: list[Tensor], x: Tensor) -> Tensor:
-        return self.prefill(branches, x)[0]
+    def forward(self, branches: list[Tensor], x: Tensor, call: Call | None = None) -> Tensor:
+        return self.prefill(branches, x, call)[0]
 
-    def prefill(self, branches: list[Tensor], x: Tensor) -> tuple[Tensor, KvCache]:
+    def prefill(self, branches: list[Tensor], x: Tensor, call: Call | None = None) -> tuple[Tensor, KvCache]:
         q, k, v = self._heads(branches)
         y = causal_attention(q, k, v, scale=self.scale, window=self.spec.window, kernels=self.kernels)
         cache = last_tokens(k.contiguous(), v.contiguous(), self.spec.window)
         return self._out(y.transpose(1, 2).flatten(2), branches), cache
 
-    def step(self, branches: list[Tensor], x: Tensor, state: KvCache) -> tuple[Tensor, KvCache]:
+    def step(
+        self, branches: list[Tensor], x: Tensor, state: KvCache, call: Call | None = None
+    ) -> tuple[Tensor, KvCache]:
         q, k, v = self._heads([branch[:, None] for branch in branches])
         cache = state.append(k, v, self.spec.window)
         return self._out(attend_to_cache(q[:, :, 0], cache, self.scale).flatten(1), branches), cache

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from archsearch.spec.model import NormSpec
+
 
 class RMSNorm(nn.Module):
     """x / rms(x) * weight (arXiv 1910.07467), over groups of width / groups channels each.
@@ -68,4 +70,8 @@ class LayerNorm(nn.LayerNorm):
         super().__init__(width, eps=eps)
 
 
-NORMS: dict[str, type[nn.Module]] = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}
+def build_norm(spec: NormSpec, width: int) -> nn.Module:
+    """The model's norm, over `width` channels."""
+    if spec.kind == "layernorm":
+        return LayerNorm(width, spec.eps)
+    return RMSNorm(width, spec.eps, unit_offset=spec.unit_offset)

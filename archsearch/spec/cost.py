@@ -88,7 +88,7 @@ def model_cost(spec: ModelSpec, context: int = 1024, dtype: str = "float32") -> 
         )
     layers = tuple(_node_cost(node, spec, context, ITEMSIZE[dtype]) for node in spec.nodes)
     table = spec.vocab * spec.d_model
-    embedded = table + (positions.learned * spec.d_model if positions else 0)
+    embedded = table + ((positions.learned if positions else 0) + spec.meta_tokens) * spec.d_model
     head = 0 if spec.embedding.tied else table
     norm = spec.norm.params(spec.d_model) if spec.final_norm else 0
     return ModelCost(
@@ -100,31 +100,51 @@ def model_cost(spec: ModelSpec, context: int = 1024, dtype: str = "float32") -> 
 
 def _node_cost(node: Node, spec: ModelSpec, context: int, itemsize: int) -> LayerCost:
     """Cost of a block. A shared layer's weights are counted where they are first used."""
-    d = spec.d_model
-    norms = {"none": 0, "pre": 1, "post": 1, "sandwich": 2}[node.norm] * spec.norm.params(d)
-    branches: tuple[tuple[LayerCost, ...], ...] = ()
+    branches = tuple(tuple(_node_cost(n, spec, context, itemsize) for n in b) for b in node.branches)
     merged = None
-    if node.merge is None:
-        cost = Cost(
-            node.layer.params(d, node.project),
-            node.layer.active_params(d, node.project),
-            node.layer.flops(d, context, node.project),
-            node.layer.state_bytes(d, context, itemsize),
-        )
-    else:
-        widths = node.widths(d)
-        params = node.merge.params(d, widths)
-        cost = Cost(
-            params,
-            params,
-            node.merge.flops(d, widths, context),
-            node.merge.state_bytes(d, context, itemsize),
-        )
-        merged = (node.merge.kind, cost)
-        branches = tuple(tuple(_node_cost(n, spec, context, itemsize) for n in b) for b in node.branches)
-        for layer in (layer for branch in branches for layer in branch):
-            cost = cost + layer.cost
-    cost = cost + Cost(norms, norms)
+    cost = _norm_cost(node, spec)
+    if node.merge is not None:
+        merged = (node.merge.kind, _merge_cost(node, spec, context, itemsize))
+        cost = cost + merged[1]
+    elif not branches:
+        cost = cost + _layer_cost(node, spec, context, itemsize)
+    for layer in (layer for branch in branches for layer in branch):
+        cost = cost + layer.cost
     if node.owner is not None:
         cost = replace(cost, params=0, active_params=0)
-    return LayerCost(node.path, node.kind, cost, branches, merged)
+    return LayerCost(node.path, node.kind, cost + _lora_cost(node, spec, context), branches, merged)
+
+
+def _norm_cost(node: Node, spec: ModelSpec) -> Cost:
+    before = node.norm in ("pre", "sandwich", "entry")
+    params = spec.norm.params(node.layer.input_width(spec.d_model)) if before else 0
+    params += spec.norm.params(spec.d_model) if node.norm in ("post", "sandwich") else 0
+    return Cost(params, params)
+
+
+def _layer_cost(node: Node, spec: ModelSpec, context: int, itemsize: int) -> Cost:
+    d, seen = spec.d_model, context + spec.meta_tokens
+    return Cost(
+        node.layer.params(d, node.project),
+        node.layer.active_params(d, node.project),
+        node.layer.flops(d, seen, node.project) * seen / context,
+        node.layer.state_bytes(d, seen, itemsize),
+    )
+
+
+def _merge_cost(node: Node, spec: ModelSpec, context: int, itemsize: int) -> Cost:
+    assert node.merge is not None
+    d, seen, widths = spec.d_model, context + spec.meta_tokens, node.widths(spec.d_model)
+    params = node.merge.params(d, widths)
+    flops = node.merge.flops(d, widths, seen) * seen / context
+    return Cost(params, params, flops, node.merge.state_bytes(d, seen, itemsize))
+
+
+def _lora_cost(node: Node, spec: ModelSpec, context: int) -> Cost:
+    """Of this use's own low-rank terms: each segment of a projection has its own pair of matrices."""
+    if node.lora is None:
+        return Cost()
+    width = node.layer.input_width(spec.d_model)
+    segments = [out for outs in node.layer.projections(spec.d_model).values() for out in outs]
+    params = sum(node.lora * (width + out) for out in segments)
+    return Cost(params, params, 2.0 * params * (context + spec.meta_tokens) / context)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, PlainSerializer, PlainValidator
 
 from archsearch.spec.errors import nearest, refuse, shown, under, validate
-from archsearch.spec.layers import Layer, Spec
+from archsearch.spec.layers import Layer, Size, Spec
 from archsearch.spec.merges import Mean, Merge, parse_merge
 from archsearch.spec.pattern import parse_pattern
 
@@ -37,13 +37,13 @@ def parse_entry(value: Any) -> Entry:
         refuse((), f"expected a layer (a word or `kind: {{fields}}`), found {shown(value)}", value)
     if "repeat" in value:
         return validate(Repeat, value)
+    if "share" in value:
+        return validate(Share, value)
     if len(value) != 1:
         refuse(
             (), f"a layer is one `kind: {{fields}}`, found {shown(value)}; are the fields indented under it?"
         )
     ((word, fields),) = value.items()
-    if word == "share":
-        return validate(Share, value)
     if word == "pattern":
         return validate(Pattern, value)
     if word not in kinds:
@@ -116,8 +116,26 @@ class Parallel(Layer):
     kind = "parallel"
     family = "parallel"
 
+    takes_inputs = False
+
     branches: Branches = ()
     merge: AnyMerge = Mean()
+
+
+class Sequential(Layer):
+    """Layers one after another as one block: x + f_k(... f_1(norm(x))).
+
+    As in a parallel's branch the first layer is applied bare and the ones after it are residual blocks on
+    the inner stream, unless they say otherwise.
+
+    layers: one or more layers.
+    """
+
+    kind = "sequential"
+    family = "sequential"
+    takes_inputs = False
+
+    layers: Entries = Field(default=(), validate_default=False)
 
 
 class Repeat(Spec):
@@ -133,10 +151,12 @@ class Repeat(Spec):
 class Share(Spec):
     """An earlier layer again: the same weights, its own cache.
 
-    share: the id of the layer.
+    share: the id of the layer. lora: rank of a low-rank term of this use's own, added to the layer's input
+    projection (arXiv 2106.09685).
     """
 
     share: str
+    lora: Size | None = None
 
 
 class Pattern(Spec):

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from archsearch.spec.entries import Entry, Parallel, Pattern, Repeat, Share
+from archsearch.spec.entries import Entry, Parallel, Pattern, Repeat, Sequential, Share
 from archsearch.spec.errors import FieldError, Issue, Path, nearest
 from archsearch.spec.layers import Layer
 from archsearch.spec.merges import Merge
 from archsearch.spec.pattern import MAX_NESTING
 
 MAX_LAYERS = 4096
+EMBEDDING = "embedding"
+"""The stream that every layer may read as an input: what entered the stack."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,9 @@ class Node:
 
     path: its name. source: where the spec says it. layer: its fields, resolved. norm, residual: the block
     around it. project: whether it has its own output projection (not so under a merge that shares one).
-    branches, merge: of a parallel layer. owner: for a shared layer, the path of the node whose weights it
-    uses.
+    branches, merge: of a parallel layer; a sequential layer has one branch and no merge. owner: for a shared
+    layer, the path of the node whose weights it uses. lora: rank of this use's own low-rank term. inputs:
+    further streams that it reads, `embedding` or paths. reads: role -> path of the layer read in that role.
     """
 
     path: str
@@ -37,6 +40,9 @@ class Node:
     branches: tuple[tuple[Node, ...], ...] = ()
     merge: Merge | None = None
     owner: str | None = None
+    lora: int | None = None
+    inputs: tuple[str, ...] = ()
+    reads: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -106,13 +112,26 @@ class Expansion:
         norm = layer.norm or ("none" if bare else self.norm)
         residual = layer.residual if layer.residual is not None else not bare
         self._open(layer, (*source, entry.kind, "id"))
+        inputs = tuple(self._input(name, at("inputs")) for name in layer.inputs)
+        read = {
+            role: self._named(getattr(layer, name), at(name))
+            for role, name in layer.references.items()
+            if getattr(layer, name) is not None
+        }
         try:
+            self._check_block(layer, norm)
+            _check_roles(layer, read)
+            layer = layer.reading({role: source.layer for role, source in read.items()}, self.d_model)
             layer = layer.resolve(self.d_model)
+            _check_lora(layer, layer.lora, self.d_model)
         except FieldError as error:
             raise GraphError(at(error.field), error.message) from None
-        node = Node(path, source, layer, norm, residual)
+        reads = {role: source.path for role, source in read.items()}
+        node = Node(path, source, layer, norm, residual, lora=layer.lora, inputs=inputs, reads=reads)
         if isinstance(layer, Parallel):
             node = self._parallel(node, layer, at)
+        elif isinstance(layer, Sequential):
+            node = self._sequential(node, layer, at)
         if layer.id is not None:
             self.named[layer.id] = (self.named[layer.id][0], node)
         return node
@@ -121,9 +140,7 @@ class Expansion:
         if len(layer.branches) < 2:
             found = "none" if not layer.branches else "one"
             raise GraphError(at("branches"), f"a parallel needs at least 2 branches, found {found}")
-        if node.path.count("branches") >= MAX_NESTING:
-            # Also what ends a default of `parallel` whose branches hold a parallel that takes that default.
-            raise GraphError(at("branches"), f"parallel branches nested deeper than {MAX_NESTING}")
+        _check_nesting(node, at("branches"))
         branches = []
         for i, entries in enumerate(layer.branches):
             source = (*at("branches"), i)
@@ -140,6 +157,13 @@ class Expansion:
             raise GraphError(where, error.message) from None
         return replace(node, merge=merge)
 
+    def _sequential(self, node: Node, layer: Sequential, at: _Locator) -> Node:
+        if not layer.layers:
+            raise GraphError(at("layers"), "a sequential needs at least one layer, found none")
+        _check_nesting(node, at("layers"))
+        inner = self.stack(layer.layers, f"{node.path}.layers", at("layers"), in_branch=True)
+        return replace(node, branches=(inner,))
+
     def _unprojected(self, branch: tuple[Node, ...]) -> tuple[Node, ...]:
         """The branch with its output projection left to the merge; it must be one bare layer."""
         last = branch[-1]
@@ -148,7 +172,7 @@ class Expansion:
             raise GraphError(
                 last.source,
                 "projection: shared takes branches of one bare layer each "
-                "(no list, no residual, no norm after it, no id, not shared, not parallel)",
+                "(no list, no residual, no norm after it, no id, not shared, not parallel or sequential)",
             )
         return (replace(last, project=False),)
 
@@ -156,26 +180,66 @@ class Expansion:
         """Note the layer's id as being defined; two different layers may not have one name."""
         if layer.id is None:
             return
+        if layer.id == EMBEDDING:
+            raise GraphError(source, f"{EMBEDDING!r} names what enters the stack; expected another id")
         if layer.id in self.named and self.named[layer.id][0] != source:
             raise GraphError(source, f"id {layer.id!r} is taken by another layer")
         self.named[layer.id] = (source, None)
 
     def _shared(self, entry: Share, path: str, source: Path) -> Node:
         where = (*source, "share")
-        if entry.share not in self.named:
-            hint = nearest(entry.share, self.named) if self.named else "; no layer above it has an id"
-            raise GraphError(where, f"unknown id {entry.share!r}{hint}")
-        owner = self.named[entry.share][1]
-        if owner is None:
-            raise GraphError(where, f"a cycle: {entry.share!r} is shared inside itself")
+        owner = self._named(entry.share, where)
+        try:
+            _check_lora(owner.layer, entry.lora, self.d_model)
+        except FieldError as error:
+            raise GraphError((*source, error.field), error.message) from None
         # The shared layers run again: parallels that share parallels double at each level.
         self._check_size(sum(1 for _ in owner.walk()), where, "the layers expand to")
         self.count += sum(1 for _ in owner.walk()) - 1
-        return replace(owner, path=path, source=source, owner=owner.path)
+        return replace(owner, path=path, source=source, owner=owner.path, lora=entry.lora)
+
+    def _named(self, name: str, where: Path) -> Node:
+        """The layer above that has this id."""
+        if name not in self.named:
+            hint = nearest(name, self.named) if self.named else "; no layer above it has an id"
+            raise GraphError(where, f"unknown id {name!r}{hint}")
+        node = self.named[name][1]
+        if node is None:
+            raise GraphError(where, f"a cycle: {name!r} is used inside itself")
+        return node
+
+    def _input(self, name: str, where: Path) -> str:
+        return name if name == EMBEDDING else self._named(name, where).path
+
+    def _check_block(self, layer: Layer, norm: str) -> None:
+        if layer.inputs and not layer.takes_inputs:
+            raise FieldError("inputs", f"{layer.kind} takes no further inputs; give them to the layers in it")
+        if layer.inputs and norm == "entry":
+            raise FieldError("inputs", "norm: entry norms the stream alone; expected pre, sandwich or none")
 
     def _check_size(self, more: int, source: Path, what: str) -> None:
         if self.count + more > MAX_LAYERS:
             raise GraphError(source, f"{what} more than {MAX_LAYERS:,} layers")
+
+
+def _check_nesting(node: Node, where: Path) -> None:
+    """Also ends a default of `parallel` whose branches hold a parallel that takes that default."""
+    if node.path.count("branches") + node.path.count("layers") > MAX_NESTING:
+        raise GraphError(where, f"layers nested deeper than {MAX_NESTING}")
+
+
+def _check_roles(layer: Layer, read: Mapping[str, Node]) -> None:
+    for role, source in read.items():
+        if role not in source.layer.tells:
+            raise FieldError(
+                layer.references[role],
+                f"{source.kind} has no {role} to read; expected the id of a layer that has",
+            )
+
+
+def _check_lora(layer: Layer, lora: int | None, d_model: int) -> None:
+    if lora is not None and not layer.projections(d_model):
+        raise FieldError("lora", f"{layer.kind} has no input projection to adapt")
 
 
 class _Locator:

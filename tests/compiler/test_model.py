@@ -13,6 +13,7 @@ from contract.building import ids_of, model_of
 from torch import Tensor
 
 from archsearch import compile_model
+from archsearch.mixers.base import Call
 from archsearch.mixers.kernels import KernelError
 from archsearch.spec import ModelSpec
 
@@ -78,7 +79,7 @@ def test_a_token_gate_reads_the_normed_input() -> None:
         inner = rms(x, block.norm.weight)
         shares = (inner @ block.layer.merge.gate_proj.weight.T).softmax(-1)
         (a,), (b,) = block.layer.branches
-        return x + shares[..., :1] * a(inner) + shares[..., 1:] * b(inner)
+        return x + shares[..., :1] * a(inner, Call()) + shares[..., 1:] * b(inner, Call())
 
     check(spec, expected)
 
@@ -90,7 +91,7 @@ def test_scales_and_learned_positions() -> None:
     model, ids_bl = model_of(spec), ids_of(spec, 2, 7)
     with torch.no_grad():
         x = 3.0 * model.embedding.weight[ids_bl] + model.positions.weight
-        expected = 0.25 * (model.layers[0](x) @ model.head.weight.T)
+        expected = 0.25 * (model.layers[0](x, Call()) @ model.head.weight.T)
         torch.testing.assert_close(model(ids_bl), expected, rtol=1e-10, atol=1e-10)
         with pytest.raises(ValueError, match="position 8 is beyond the 7 learned positions"):
             model(ids_of(spec, 1, 8))
@@ -103,7 +104,7 @@ def test_a_tied_head_is_the_embedding() -> None:
     spec = spec_of(embedding={"tied": True})
     model = model_of(spec)
     assert model.head is None
-    check(spec, lambda model, x: model.layers[0](x))
+    check(spec, lambda model, x: model.layers[0](x, Call()))
 
 
 @pytest.mark.parametrize("tied", [True, False])

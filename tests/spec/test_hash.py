@@ -126,6 +126,23 @@ DIFFERENT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "placement": ({"layers": ["mlp"]}, {"layers": ["mlp"], "norm": {"placement": "post"}}),
     "embedding scale": ({"layers": ["mlp"]}, {"layers": ["mlp"], "scales": {"embedding": 2}}),
     "residual scale": ({"layers": ["mlp"]}, {"layers": ["mlp"], "scales": {"residual": 2}}),
+    "softcap": ({"layers": ["mlp"]}, {"layers": ["mlp"], "scales": {"softcap": 30}}),
+    "meta tokens": ({"layers": ["mlp"]}, {"layers": ["mlp"], "meta_tokens": 3}),
+    "unit offset": ({"layers": ["mlp"]}, {"layers": ["mlp"], "norm": {"unit_offset": True}}),
+    "in one block": ({"layers": ["mlp", "mlp"]}, {"layers": [{"sequential": {"layers": ["mlp", "mlp"]}}]}),
+    "low rank": ({"layers": [{"mlp": {"id": "a"}}, "mlp"]}, {"layers": [{"mlp": {"lora": 2}}, "mlp"]}),
+    "low rank of a use": (
+        {"layers": [{"mlp": {"id": "a"}}, {"share": "a"}]},
+        {"layers": [{"mlp": {"id": "a"}}, {"share": "a", "lora": 2}]},
+    ),
+    "whose output is read": (
+        {"layers": [{"mlp": {"id": "a"}}, {"mlp": {"id": "b"}}, {"mlp": {"inputs": ["a"]}}]},
+        {"layers": [{"mlp": {"id": "a"}}, {"mlp": {"id": "b"}}, {"mlp": {"inputs": ["b"]}}]},
+    ),
+    "whose keys are read": (
+        {"layers": [{"attention": {"id": "a"}}, {"attention": {"id": "b"}}, {"attention": {"kv_from": "a"}}]},
+        {"layers": [{"attention": {"id": "a"}}, {"attention": {"id": "b"}}, {"attention": {"kv_from": "b"}}]},
+    ),
     "logits scale": ({"layers": ["mlp"]}, {"layers": ["mlp"], "scales": {"logits": 2}}),
 }
 
@@ -136,7 +153,22 @@ def test_what_is_computed_does(name: str) -> None:
     assert first.hash != second.hash
 
 
-CANDIDATES: list[Any] = [True, False, 1, 2, 3, 4, 8, 32, 0.05, 0.5, [0.5, 0.75], None, {"theta": 7.0}]
+CANDIDATES: list[Any] = [
+    ["embedding"],
+    True,
+    False,
+    1,
+    2,
+    3,
+    4,
+    8,
+    32,
+    0.05,
+    0.5,
+    [0.5, 0.75],
+    None,
+    {"theta": 7.0},
+]
 
 
 def candidates(annotation: Any) -> list[Any]:
@@ -153,15 +185,24 @@ def built(kind: str, fields: dict[str, Any]) -> ModelSpec | None:
 
 
 def resolved(node: Node) -> tuple[Any, ...]:
-    return node.layer.model_dump(exclude={"norm", "residual"}), node.norm, node.residual
+    return node.layer.model_dump(exclude={"norm", "residual"}), node.norm, node.residual, node.inputs
 
+
+ELSEWHERE = {"id", "lora", *(field for cls in layer_kinds().values() for field in cls.references.values())}
+"""Names, and fields that need a certain layer or another one beside it: held below, by example."""
 
 LAYER_FIELDS = [
-    (kind, field) for kind in MIXERS for field in layer_kinds()[kind].model_fields if field != "id"
+    (kind, field) for kind in MIXERS for field in layer_kinds()[kind].model_fields if field not in ELSEWHERE
 ]
 
 
-BESIDE: dict[tuple[str, str], dict[str, Any]] = {("mamba1", "inner_norm_eps"): {"inner_norm": "rms"}}
+BESIDE: dict[tuple[str, str], dict[str, Any]] = {
+    ("mamba1", "inner_norm_eps"): {"inner_norm": "rms"},
+    ("moe", "bias"): {"shared": 8},
+    ("moe", "bias_rate"): {"selection_bias": True},
+    ("moe", "shared_gate"): {"shared": 8},
+    ("moe", "top_groups"): {"groups": 4},
+}
 """Fields that say something only beside others."""
 
 

@@ -11,11 +11,12 @@ Costs are exact and need no torch:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Norm = Literal["pre", "post", "sandwich", "none"]
+Norm = Literal["pre", "post", "sandwich", "entry", "none"]
 RECURRENT_ITEMSIZE = 4
 """Recurrent states are kept in float32 even where activations are narrower: they sum over the context."""
 
@@ -37,27 +38,58 @@ class Layer(Spec):
     """A layer. As an entry of `layers` it is a residual block, x + f(norm(x)).
 
     residual: add the input to the output. Default: yes, except for the first layer of a parallel branch.
-    norm: where the block normalises: its input (pre), its output (post), both (sandwich), nowhere (none).
+    norm: where the block normalises: f's input (pre), its output (post), both (sandwich), what enters the
+      block, the residual included (entry: norm(x) + f(norm(x)), as in MiniMax), nowhere (none).
       Default: pre, except for the first layer of a parallel branch, whose input is normed already.
-    id: a name by which `share` refers to this layer.
+    in_scale, out_scale, skip_scale: constant factors of f's input, of its output, and of the residual.
+    inputs: streams that f reads beside x, concatenated to it before the norm: `embedding`, or ids of layers
+      above, whose blocks' outputs they are.
+    lora: rank of a low-rank term of this use's own, added to the layer's input projection (arXiv 2106.09685).
+    id: a name by which `share` and other layers refer to this layer.
     """
 
     kind: ClassVar[str] = ""
-    family: ClassVar[Literal["ssm", "attention", "channel", "parallel"]]
+    family: ClassVar[Literal["ssm", "attention", "channel", "parallel", "sequential"]]
     symbol: ClassVar[str] = ""
     """One character for `pattern` strings (Megatron's letters where it has one)."""
     glyph: ClassVar[str] = "?"
     """One character for drawings."""
     alternatives: ClassVar[tuple[frozenset[str], ...]] = ()
     """Fields that say the same thing: a layer that gives one takes no default for the others."""
+    references: ClassVar[Mapping[str, str]] = {}
+    """Roles in which this kind reads another layer, and the field that holds that layer's id."""
+    tells: ClassVar[frozenset[str]] = frozenset()
+    """Roles in which other layers can read this kind."""
+    takes_inputs: ClassVar[bool] = True
+    """Whether `inputs` may widen what it reads."""
 
     residual: bool | None = None
     norm: Norm | None = None
+    in_scale: float = 1.0
+    out_scale: float = 1.0
+    skip_scale: float = 1.0
+    inputs: tuple[str, ...] = Field(default=(), strict=False)
+    lora: Size | None = None
     id: str | None = Field(default=None, pattern=r"^[A-Za-z_][\w.-]*$")
+
+    def reading(self, sources: Mapping[str, Layer], d_model: int) -> Any:
+        """A copy with what follows from the (resolved) layers it reads, by role; called before `resolve`.
+
+        Raises `FieldError` where a field contradicts them.
+        """
+        return self
 
     def resolve(self, d_model: int) -> Any:
         """A copy with every derived default filled in. Raises `FieldError` where a field cannot hold."""
         return self
+
+    def input_width(self, d_model: int) -> int:
+        """Width of what the layer reads: the stream, and every further input."""
+        return d_model * (1 + len(self.inputs))
+
+    def projections(self, d_model: int) -> dict[str, tuple[int, ...]]:
+        """Input projections that `lora` adapts: the submodule's name -> widths adapted each by themselves."""
+        return {}
 
     def inner_width(self, d_model: int) -> int:
         """Width of the features that the output projection reads."""
