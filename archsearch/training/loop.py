@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from archsearch.data import IGNORE, Group, MixtureStream
+from archsearch.mixers.base import Call
+from archsearch.mixers.moe import rebalance
 from archsearch.training.errors import TrainingFailed
 from archsearch.training.schedule import learning_rate
 from archsearch.training.spec import TrainingSpec
@@ -22,7 +24,10 @@ from archsearch.training.spec import TrainingSpec
 
 @dataclass(frozen=True)
 class StepReport:
-    """One optimiser step: its mixture loss and each source's own loss (nats a target token), and the rate."""
+    """One optimiser step: its mixture loss and each source's own loss (nats a target token), and the rate.
+
+    Language-model losses alone: what the layers add to them is left out.
+    """
 
     step: int
     loss: float
@@ -47,30 +52,35 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        loss, losses = self._loss(self.stream.at(self.step).groups)
+        loss, auxiliary, losses = self._loss(self.stream.at(self.step).groups)
         value = loss.item()
         if not math.isfinite(value):
             raise TrainingFailed("non-finite loss", f"the loss is {value} at lr {lr:.3g}", self.step)
-        loss.backward()
+        (loss + auxiliary).backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.clip).item()
         if not math.isfinite(norm):
             raise TrainingFailed("non-finite gradient", f"its norm is {norm} at lr {lr:.3g}", self.step)
         self.optimizer.step()
+        rebalance(self.model)
         self.step += 1
         return StepReport(self.step, value, {name: part.item() for name, part in losses.items()}, lr)
 
-    def _loss(self, groups: tuple[Group, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, groups: tuple[Group, ...]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """sum_s share_s * mean cross-entropy of source s: a source weighs what it has of the tokens, however
-        few of them bear a loss."""
+        few of them bear a loss. Apart from it, what the layers add, weighed by tokens too."""
         by_length: dict[int, list[Group]] = defaultdict(list)
         for group in groups:
             by_length[group.inputs_bl.shape[1]].append(group)
         losses: dict[str, Tensor] = {}
+        auxiliary = torch.zeros(())
         for same in by_length.values():
             # Sequences of one length go through the model together.
             inputs_bl = torch.cat([self._on_device(group.inputs_bl) for group in same])
+            call = Call()
             with self._autocast():
-                logits_blv = self.model(inputs_bl)
+                logits_blv = self.model(inputs_bl, call)
+            for added in call.losses:
+                auxiliary = auxiliary + sum(group.weight for group in same) * added
             rows = logits_blv.split([len(group.inputs_bl) for group in same])
             for group, part_blv in zip(same, rows, strict=True):
                 targets = self._on_device(group.targets_bl).flatten()
@@ -78,7 +88,7 @@ class Trainer:
                     part_blv.flatten(0, 1).float(), targets, ignore_index=IGNORE
                 )
         total = sum((group.weight * losses[group.source] for group in groups), torch.zeros(()))
-        return total, {name: loss.detach() for name, loss in losses.items()}
+        return total, auxiliary, {name: loss.detach() for name, loss in losses.items()}
 
     def _on_device(self, ids: Any) -> Tensor:
         return torch.from_numpy(ids).to(self.device)

@@ -11,6 +11,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from archsearch.mixers.mlp import ACTIVATIONS
 from archsearch.mixers.table import MIXERS
 from archsearch.spec.entries import layer_kinds
 from archsearch.spec.errors import FieldError
@@ -136,8 +137,37 @@ def mlp_fields(draw: Draw, d_model: int) -> Fields:
         fields["expand"] = draw(st.sampled_from([0.01, 0.5, 1, 2.7, 4]))
     elif width == "hidden":
         fields["hidden"] = draw(st.integers(1, 40))
-    maybe(draw, fields, "activation", st.sampled_from(["swiglu", "geglu", "gelu", "relu2", "silu"]))
+    maybe(draw, fields, "activation", st.sampled_from(list(ACTIVATIONS)))
+    maybe(draw, fields, "gate_scale", st.sampled_from([0.5, 2]))
     maybe(draw, fields, "bias", st.booleans())
+    return fields
+
+
+@st.composite
+def moe_fields(draw: Draw, d_model: int) -> Fields:
+    groups, members = draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    kept = draw(st.integers(1, groups))
+    fields: Fields = {"experts": groups * members, "top_k": draw(st.integers(1, kept * members))}
+    if groups > 1 or draw(st.booleans()):
+        fields["groups"] = groups
+    if kept < groups or draw(st.booleans()):
+        fields["top_groups"] = kept
+    maybe(draw, fields, "hidden", st.integers(1, 12))
+    maybe(draw, fields, "activation", st.sampled_from(list(ACTIVATIONS)))
+    maybe(draw, fields, "router", st.sampled_from(["softmax", "sigmoid"]))
+    maybe(draw, fields, "renormalise", st.sampled_from([True, False, None]))
+    maybe(draw, fields, "renormalise_eps", st.sampled_from([0, 1e-6]))
+    maybe(draw, fields, "routed_scale", st.sampled_from([0.5, 2]))
+    maybe(draw, fields, "selection_bias", st.booleans())
+    if fields.get("selection_bias"):
+        maybe(draw, fields, "bias_rate", st.sampled_from([0, 0.01, None]))
+    maybe(draw, fields, "balance", st.sampled_from([0, 0.1, None]))
+    maybe(draw, fields, "latent", st.integers(1, 12))
+    if draw(st.booleans()):
+        fields["shared"] = draw(st.integers(1, 12))
+        maybe(draw, fields, "shared_gate", st.booleans())
+    if "shared" in fields or "latent" in fields:
+        maybe(draw, fields, "bias", st.booleans())
     return fields
 
 
@@ -148,6 +178,7 @@ LAYER_FIELDS: dict[str, Callable[[int], st.SearchStrategy[Fields]]] = {
     "mamba1": mamba1_fields,
     "mamba2": mamba2_fields,
     "mlp": mlp_fields,
+    "moe": moe_fields,
     "rglru": rglru_fields,
 }
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from archsearch import compile_model
 from archsearch.data import IGNORE, DataSpec, Group, MixtureStream, StepBatch
+from archsearch.mixers.base import Call
 from archsearch.spec import ModelSpec
 from archsearch.training.errors import TrainingFailed
 from archsearch.training.loop import Trainer, make_optimizer
@@ -182,7 +183,7 @@ def test_a_gradient_that_is_not_finite_stops_it_too() -> None:
             super().__init__()
             self.x = nn.Parameter(torch.zeros(1))
 
-        def forward(self, ids_bl: torch.Tensor) -> torch.Tensor:
+        def forward(self, ids_bl: torch.Tensor, call: Call) -> torch.Tensor:
             return torch.zeros(*ids_bl.shape, 384) + self.x.sqrt()[..., None] * torch.arange(384)
 
     one = trainer()

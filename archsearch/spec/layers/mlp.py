@@ -9,16 +9,17 @@ from pydantic import Field
 from archsearch.spec.errors import FieldError
 from archsearch.spec.layers.base import Layer, Size
 
-Activation = Literal["swiglu", "geglu", "gelu", "relu2", "silu"]
-GATED = ("swiglu", "geglu")
+Activation = Literal["swiglu", "geglu", "geglu_tanh", "reglu", "gelu", "gelu_tanh", "relu", "relu2", "silu"]
+GATED = ("swiglu", "geglu", "geglu_tanh", "reglu")
 
 
 class Mlp(Layer):
-    """Two-layer channel mixer; gated (arXiv 2002.05202) for swiglu and geglu, relu2 as in arXiv 2109.08668.
+    """Two-layer channel mixer: act(W_up x), or act(W_gate x) * W_up x (arXiv 2002.05202), then W_down.
 
     expand: hidden width / d_model; default: 4, or 8/3 rounded up to a multiple of 8 where the activation is
-    gated. hidden: the hidden width itself, in place of expand. activation: between the two projections.
-    bias: of both projections.
+    gated. hidden: the hidden width itself, in place of expand. activation: between the two projections; those
+    that end in glu are gated, `_tanh` marks GELU's tanh form, relu2 is relu squared (arXiv 2109.08668).
+    gate_scale: constant factor of what the activation reads. bias: of both projections.
     """
 
     kind = "mlp"
@@ -30,6 +31,7 @@ class Mlp(Layer):
     expand: float | None = Field(default=None, gt=0, le=1 << 12)
     hidden: Size | None = None
     activation: Activation = "swiglu"
+    gate_scale: float = Field(default=1.0, gt=0)
     bias: bool = False
 
     def resolve(self, d_model: int) -> Mlp:
@@ -51,11 +53,18 @@ class Mlp(Layer):
         assert self.hidden, "resolve the layer first"
         return self.hidden
 
+    def up_width(self, d_model: int) -> int:
+        """Outputs of the input projection: where gated, the gate's and then the values'."""
+        return self.inner_width(d_model) * (2 if self.gated else 1)
+
+    def projections(self, d_model: int) -> dict[str, tuple[int, ...]]:
+        return {"up_proj": (self.up_width(d_model),)}
+
     def params(self, d_model: int, project: bool = True) -> int:
-        into = self.inner_width(d_model) * (2 if self.gated else 1)
-        count = d_model * into + (into if self.bias else 0)
+        into = self.up_width(d_model)
+        count = self.input_width(d_model) * into + (into if self.bias else 0)
         return count + (self.inner_width(d_model) * d_model + (d_model if self.bias else 0) if project else 0)
 
     def flops(self, d_model: int, context: int, project: bool = True) -> float:
-        hidden = self.inner_width(d_model)
-        return 2 * d_model * hidden * ((2 if self.gated else 1) + (1 if project else 0))
+        matmul = 2 * self.input_width(d_model) * self.up_width(d_model)
+        return matmul + (2 * self.inner_width(d_model) * d_model if project else 0)
