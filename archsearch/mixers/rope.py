@@ -1,25 +1,33 @@
-"""Rotary position embedding (arXiv 2104.09864), half-split layout.
+"""Rotary position embedding (arXiv 2104.09864) and its stretched forms.
 
-Shape suffixes: b batch, h heads, l length, e head_dim, r rotated channels.
+Shape suffixes: b batch, h heads, l length, e head_dim, r rotated channels, f pairs of them.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-from archsearch.spec.layers import Rope
+from archsearch.spec.layers.rope import Rope, RopeScaling
 
 
 class Rotary(nn.Module):
-    """Rotates channels (i, i + r/2) of each head by position * theta^(-2i/r); the rest pass."""
+    """Rotates pairs of channels of each head by position * frequency; channels after the rotated ones pass.
+
+    Frequencies and angles are float64, and only the cosines and sines are rounded to the tensor's dtype:
+    positions times frequencies lose digits in float32 at long contexts. transformers keeps both in float32,
+    where an angle of a radians is off by up to a * 2^-23 or so: its rotations differ from these by that
+    rounding and by nothing else.
+    """
 
     def __init__(self, spec: Rope, head_dim: int):
         super().__init__()
         self.rotated = spec.rotary_dim(head_dim)
-        # Kept in float64: positions times frequencies lose digits in float32 at long contexts.
-        exponents = torch.arange(0, self.rotated, 2, dtype=torch.float64) / self.rotated
-        self._frequencies = spec.theta**-exponents
+        self.interleaved = spec.interleaved
+        self._frequencies = frequencies(spec, head_dim)
+        self._factor = attention_factor(spec)
         self._cached: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x_bhle: Tensor, start: int) -> Tensor:
@@ -27,6 +35,11 @@ class Rotary(nn.Module):
         end = start + x_bhle.shape[2]
         cos, sin = (table[start:end] for table in self._tables(end, x_bhle))
         half = self.rotated // 2
+        if self.interleaved:
+            turned, rest = x_bhle.split([self.rotated, x_bhle.shape[-1] - self.rotated], dim=-1)
+            a, b = turned.unflatten(-1, (half, 2)).unbind(-1)
+            turned = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
+            return turned if not rest.shape[-1] else torch.cat([turned, rest], dim=-1)
         a, b, rest = x_bhle.split([half, half, x_bhle.shape[-1] - 2 * half], dim=-1)
         return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
 
@@ -43,6 +56,66 @@ class Rotary(nn.Module):
             # Ordinary tensors even when the first call comes from inference mode: training may follow.
             with torch.inference_mode(False), torch.no_grad():
                 angles = torch.outer(torch.arange(grown, dtype=torch.float64), self._frequencies)
-                cached = (angles.cos().to(like), angles.sin().to(like))
+                cached = ((angles.cos() * self._factor).to(like), (angles.sin() * self._factor).to(like))
             self._cached = cached
         return cached
+
+
+def frequencies(spec: Rope, head_dim: int) -> Tensor:
+    """Radians a token of each pair (r / 2), in float64: theta^(-2i/r), as the scaling changes them."""
+    rotated = spec.rotary_dim(head_dim)
+    plain_f = spec.theta ** -(torch.arange(0, rotated, 2, dtype=torch.float64) / rotated)
+    scaling = spec.scaling
+    if scaling is None:
+        return plain_f
+    if scaling.kind == "longrope":
+        return plain_f / torch.tensor(scaling.factors, dtype=torch.float64)
+    assert scaling.factor is not None
+    if scaling.kind == "linear":
+        return plain_f / scaling.factor
+    kept_f = _kept_by_llama3(plain_f, scaling) if scaling.kind == "llama3" else _kept_by_yarn(spec, rotated)
+    return kept_f * plain_f + (1 - kept_f) * plain_f / scaling.factor
+
+
+def _kept_by_llama3(plain_f: Tensor, scaling: RopeScaling) -> Tensor:
+    """How much of each frequency stays: linear in the turns that it makes over the original context."""
+    assert scaling.original_context is not None
+    turns_f = plain_f * scaling.original_context / (2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    return ((turns_f - low) / (high - low)).clamp(0, 1)
+
+
+def _kept_by_yarn(spec: Rope, rotated: int) -> Tensor:
+    """How much of each frequency stays: linear in the channel, between those that make so many turns."""
+    scaling = spec.scaling
+    assert scaling is not None
+    assert scaling.original_context is not None
+
+    def channel(turns: float, context: int) -> float:
+        """The (fractional) pair that makes so many turns over the context."""
+        return rotated * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(spec.theta))
+
+    first = channel(scaling.beta_fast, scaling.original_context)
+    last = channel(scaling.beta_slow, scaling.original_context)
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, rotated - 1)
+    # A thousandth of a channel where the bounds meet, as the reference has it.
+    width = last - first or 0.001
+    return 1 - ((torch.arange(rotated // 2, dtype=torch.float64) - first) / width).clamp(0, 1)
+
+
+def attention_factor(spec: Rope) -> float:
+    """What the rotated channels are multiplied by."""
+    scaling = spec.scaling
+    if scaling is None or scaling.kind not in ("yarn", "longrope"):
+        return 1.0
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    assert scaling.factor is not None
+    assert scaling.original_context is not None
+    if scaling.factor <= 1:
+        return 1.0
+    if scaling.kind == "yarn":
+        return 0.1 * math.log(scaling.factor) + 1
+    return math.sqrt(1 + math.log(scaling.factor) / math.log(scaling.original_context))

@@ -40,7 +40,8 @@ def test_padding_leaves_no_trace(kind: str, fields: dict[str, Any]) -> None:
             assert relative(together_bld[row, start:], alone_bld[0]) <= 1e-9
             assert relative(forward_bld[row, start:], alone_bld[0]) <= 1e-9
             for found, truth in zip(tensors_in(states), tensors_in(alone), strict=True):
-                if found[row].shape == truth[0].shape:  # a cache of keys holds the padding's too, unread
+                # A cache of keys holds the padding's too, unread; rotated keys know how much there was.
+                if found[row].shape == truth[0].shape and getattr(mixer, "rope", None) is None:
                     assert relative(found[row], truth[0]) <= 1e-9
 
 

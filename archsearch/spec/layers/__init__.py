@@ -7,10 +7,11 @@ language; the torch module that computes it is listed in `archsearch.mixers.tabl
 from importlib import import_module
 from pkgutil import iter_modules
 
-from archsearch.spec.layers.attention import Attention, Rope, mean_keys
+from archsearch.spec.layers.attention import Attention, mean_keys
 from archsearch.spec.layers.base import RECURRENT_ITEMSIZE, Layer, Norm, Size, Spec, Unbounded
 from archsearch.spec.layers.mamba import Mamba1, Mamba2
 from archsearch.spec.layers.mlp import Mlp
+from archsearch.spec.layers.rope import Rope
 
 for _module in iter_modules(__path__, f"{__name__}."):
     import_module(_module.name)

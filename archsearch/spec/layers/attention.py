@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from archsearch.spec.errors import FieldError
-from archsearch.spec.layers.base import Layer, Size, Spec
-
-
-class Rope(Spec):
-    """Rotary position embedding (arXiv 2104.09864): pairs of channels (i, i + rotary/2) are rotated.
-
-    theta: base of the geometric frequencies. fraction: share of each head's channels that is rotated.
-    """
-
-    theta: float = Field(default=10_000.0, gt=0)
-    fraction: float = Field(default=1.0, gt=0, le=1)
-
-    def rotary_dim(self, head_dim: int) -> int:
-        return int(head_dim * self.fraction)
-
-
-def _or_none(schema: dict[str, Any]) -> None:
-    """In JSON Schema too, `none` is a word for null."""
-    schema["anyOf"].append({"const": "none"})
+from archsearch.spec.errors import FieldError, shown
+from archsearch.spec.layers.base import Layer, Size
+from archsearch.spec.layers.rope import Rope, or_none
 
 
 class Attention(Layer):
@@ -34,30 +18,61 @@ class Attention(Layer):
     heads: query heads; default: d_model / 64, at least 1. kv_heads: default: heads. head_dim: default:
     d_model / heads. rope: `null` for none (NoPE). window: each token sees itself and the window - 1 before
     it. qk_norm: RMS norm of queries and keys, over each head or the full width. conv: width of a causal
-    depthwise convolution on queries, keys and values. bias: on queries, keys and values. output_bias: on
-    the output projection. scale: of the scores; default: head_dim ** -0.5.
+    depthwise convolution on queries, keys and values. gate: multiply the heads' outputs by a sigmoid of a
+    projection of the input, one number a head or a channel (arXiv 2505.06708). sinks: a learned logit a head
+    joins the softmax's denominator, so that a head may attend to nothing (as in gpt-oss). softcap: scores
+    become softcap * tanh(scores / softcap), after scaling (as in Gemma 2). bias: on queries, keys, values
+    and gate. output_bias: on the output projection. scale: of the scores; default: head_dim ** -0.5.
+    kv_from: id of an attention layer above, whose keys and values are read in place of own ones; kv_heads,
+    head_dim, window and rope are then that layer's.
     """
 
     kind = "attention"
     family = "attention"
     symbol = "*"
     glyph = "A"
+    references: ClassVar[Mapping[str, str]] = {"kv": "kv_from"}
+    tells: ClassVar[frozenset[str]] = frozenset({"kv"})
 
     heads: Size | None = None
     kv_heads: Size | None = None
     head_dim: Size | None = None
-    rope: Rope | None = Field(default=Rope(), json_schema_extra=_or_none)
-    window: int | None = Field(default=None, ge=1, json_schema_extra=_or_none)
-    qk_norm: Literal["head", "full"] | None = Field(default=None, json_schema_extra=_or_none)
-    conv: int | None = Field(default=None, ge=2, le=64, json_schema_extra=_or_none)
+    rope: Rope | None = Field(default=Rope(), json_schema_extra=or_none)
+    window: int | None = Field(default=None, ge=1, json_schema_extra=or_none)
+    qk_norm: Literal["head", "full"] | None = Field(default=None, json_schema_extra=or_none)
+    conv: int | None = Field(default=None, ge=2, le=64, json_schema_extra=or_none)
+    gate: Literal["head", "channel"] | None = Field(default=None, json_schema_extra=or_none)
+    sinks: bool = False
+    softcap: float | None = Field(default=None, gt=0, json_schema_extra=or_none)
     bias: bool = False
     output_bias: bool = False
     scale: float | None = Field(default=None, gt=0)
+    kv_from: str | None = None
 
-    @field_validator("rope", "qk_norm", "window", "conv", mode="before")
+    @field_validator("rope", "qk_norm", "window", "conv", "gate", "softcap", mode="before")
     @classmethod
     def _none_is_a_word(cls, value: Any) -> Any:
         return None if value == "none" else value
+
+    def reading(self, sources: Mapping[str, Layer], d_model: int) -> Attention:
+        """With the source's kv_heads, head_dim, window and rope, which this layer may repeat, not change."""
+        source = sources.get("kv")
+        if source is None:
+            return self
+        assert isinstance(source, Attention)
+        if source.kv_from is not None:
+            raise FieldError(
+                "kv_from",
+                f"{self.kv_from!r} itself reads those of {source.kv_from!r}; expected {source.kv_from!r}",
+            )
+        taken = {name: getattr(source, name) for name in ("kv_heads", "head_dim", "window", "rope")}
+        for name, value in taken.items():
+            own = getattr(self, name)
+            unsaid = name not in self.model_fields_set or (own is None and name in ("kv_heads", "head_dim"))
+            if own != value and not unsaid:
+                expected = f"{name} {_plain(value)}, that of {self.kv_from!r}, whose keys and values it reads"
+                raise FieldError(name, f"expected {expected}; found {_plain(own)}")
+        return self.model_copy(update=taken)
 
     def resolve(self, d_model: int) -> Attention:
         heads = self.heads or max(1, d_model // 64)
@@ -67,47 +82,58 @@ class Attention(Layer):
         head_dim = self.head_dim or d_model // heads
         if heads % kv_heads:
             raise FieldError("kv_heads", f"{kv_heads} kv_heads do not divide {heads} heads")
-        if self.rope and (self.rope.rotary_dim(head_dim) % 2 or not self.rope.rotary_dim(head_dim)):
-            raise FieldError(
-                "rope",
-                f"rotates {self.rope.rotary_dim(head_dim)} of {head_dim} channels a head; expected an "
-                "even number above 0",
-            )
+        if self.rope is not None:
+            self.rope.check(head_dim)
         scale = self.scale or head_dim**-0.5
         return self.model_copy(
             update={"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "scale": scale}
         )
 
-    def _widths(self) -> tuple[int, int]:
+    def widths(self) -> tuple[int, int, int]:
+        """Channels of the queries, of own keys (and as many of values), and of the gate."""
         assert self.heads is not None, "resolve the layer first"
         assert self.kv_heads is not None
         assert self.head_dim is not None
-        return self.heads * self.head_dim, self.kv_heads * self.head_dim
+        q = self.heads * self.head_dim
+        kv = 0 if self.kv_from else self.kv_heads * self.head_dim
+        return q, kv, {None: 0, "head": self.heads, "channel": q}[self.gate]
+
+    def projections(self, d_model: int) -> dict[str, tuple[int, ...]]:
+        q, kv, gate = self.widths()
+        return {"qkv_proj": tuple(width for width in (q, kv, kv, gate) if width)}
 
     def inner_width(self, d_model: int) -> int:
-        return self._widths()[0]
+        return self.widths()[0]
 
     def params(self, d_model: int, project: bool = True) -> int:
-        q, kv = self._widths()
-        count = d_model * (q + 2 * kv) + (q + 2 * kv if self.bias else 0)
-        count += (q + 2 * kv) * self.conv if self.conv else 0
+        q, kv, gate = self.widths()
+        count = (self.input_width(d_model) + self.bias) * (q + 2 * kv + gate)
+        count += (q + 2 * kv) * (self.conv or 0)
         if self.qk_norm == "head":
-            count += 2 * (self.head_dim or 0)
+            count += (1 if self.kv_from else 2) * (self.head_dim or 0)
         elif self.qk_norm == "full":
             count += q + kv
-        return count + (q * d_model + (d_model if self.output_bias else 0) if project else 0)
+        count += (self.heads or 0) * self.sinks
+        return count + ((q + self.output_bias) * d_model if project else 0)
 
     def flops(self, d_model: int, context: int, project: bool = True) -> float:
-        q, kv = self._widths()
-        matmul = 2 * d_model * (q + 2 * kv) + (2 * q * d_model if project else 0)
-        conv = 2 * (q + 2 * kv) * self.conv if self.conv else 0
+        q, kv, gate = self.widths()
+        matmul = 2 * self.input_width(d_model) * (q + 2 * kv + gate) + (2 * q * d_model if project else 0)
+        conv = 2 * (q + 2 * kv) * (self.conv or 0)
         return matmul + conv + 4 * q * mean_keys(context, self.window)
 
     def state_bytes(self, d_model: int, context: int, itemsize: int) -> int:
-        q, kv = self._widths()
+        q, kv, _ = self.widths()
         held = min(context, self.window) if self.window else context
         conv = (q + 2 * kv) * (self.conv - 1) if self.conv else 0
         return (2 * kv * held + conv) * itemsize
+
+
+def _plain(value: Any) -> str:
+    """A field's value as a person would write it."""
+    if value is None:
+        return "none"
+    return str(value.model_dump(exclude_defaults=True)) if isinstance(value, Rope) else shown(value)
 
 
 def mean_keys(context: int, window: int | None) -> float:

@@ -1,0 +1,145 @@
+"""Causal softmax attention of queries to keys and values: whole sequences, and one token against a cache.
+
+Shape suffixes: b batch, l length, h query heads, g key/value heads, e head_dim, t key tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from archsearch.mixers.cache import KvCache
+from archsearch.mixers.kernels import Kernels
+
+
+def causal_attention(
+    q_bhle: Tensor,
+    k_bgle: Tensor,
+    v_bgle: Tensor,
+    *,
+    scale: float,
+    window: int | None,
+    kernels: Kernels,
+    mask_bl: Tensor | None = None,
+    softcap: float | None = None,
+    sinks_h: Tensor | None = None,
+) -> Tensor:
+    """softmax(scale q k^T) v over the tokens up to each one, the last `window` of them where given.
+
+    mask_bl: False at padding, which no token but itself attends to. softcap: scores s become
+    softcap * tanh(s / softcap). sinks_h: a logit a head that joins the softmax's denominator. Values may be
+    of another width than keys. Returns (b, h, l, width of the values).
+    """
+    kernel = kernels.get("attention", q_bhle)
+    width = v_bgle.shape[-1]
+    if kernel is not None and mask_bl is None and sinks_h is None and width == q_bhle.shape[-1]:
+        sizes = (-1, -1) if window is None else (window - 1, 0)
+        q, k, v = (t.transpose(1, 2) for t in (q_bhle, k_bgle, v_bgle))
+        y = kernel(q, k, v, softmax_scale=scale, causal=True, window_size=sizes, softcap=softcap or 0.0)
+        return y.transpose(1, 2)
+    length = q_bhle.shape[2]
+    plain = mask_bl is None and softcap is None and (window is None or window >= length)
+    allowed = None if plain else _visible(length, window, mask_bl, q_bhle.device)
+    if softcap is not None:
+        return explicit_attention(
+            q_bhle, k_bgle, v_bgle, allowed, scale=scale, softcap=softcap, sinks_h=sinks_h
+        )
+    q, k, v = q_bhle, k_bgle, v_bgle
+    if sinks_h is not None:
+        q, k, v = _with_sink(q, k, v, sinks_h / scale)
+        allowed = None if allowed is None else F.pad(allowed, (1, 0, 1, 0), value=True)
+    # Fused kernels want one width for all three; without one, all scores would be written out.
+    widest = max(q.shape[-1], v.shape[-1])
+    q, k, v = (t if t.shape[-1] == widest else F.pad(t, (0, widest - t.shape[-1])) for t in (q, k, v))
+    grouped = q.shape[1] != k.shape[1]
+    y = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=allowed, is_causal=allowed is None, scale=scale, enable_gqa=grouped
+    )
+    return y if sinks_h is None and widest == width else y[:, :, -length:, :width]
+
+
+def attend_to_cache(
+    q_bhe: Tensor,
+    cache: KvCache,
+    scale: float,
+    *,
+    mask_bt: Tensor | None = None,
+    softcap: float | None = None,
+    sinks_h: Tensor | None = None,
+) -> Tensor:
+    """One query token a sequence against everything cached.
+
+    mask_bt: False at padding; of all tokens so far, though the cache may hold only the last of them.
+    """
+    k, v = cache.k_bgte, cache.v_bgte
+    allowed = None if mask_bt is None else mask_bt[:, None, None, -k.shape[2] :]
+    if softcap is None and sinks_h is None and k.shape[-1] == v.shape[-1]:
+        grouped = q_bhe.shape[1] != k.shape[1]
+        y = F.scaled_dot_product_attention(
+            q_bhe[:, :, None], k, v, attn_mask=allowed, scale=scale, enable_gqa=grouped
+        )
+    else:
+        y = explicit_attention(
+            q_bhe[:, :, None], k, v, allowed, scale=scale, softcap=softcap, sinks_h=sinks_h
+        )
+    return y[:, :, 0]
+
+
+def explicit_attention(
+    q_bhle: Tensor,
+    k_bgte: Tensor,
+    v_bgte: Tensor,
+    allowed: Tensor | None,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    sinks_h: Tensor | None = None,
+) -> Tensor:
+    """Attention with its scores written out, for what fused kernels do not have.
+
+    allowed: what each query sees, broadcast over (b, h, l, t); every query must see a key. The heads of a
+    group are rows of one product, so that keys and values are not repeated.
+    """
+    (heads, length), (groups, keys) = q_bhle.shape[1:3], k_bgte.shape[1:3]
+
+    def folded(t_bhlx: Tensor) -> Tensor:
+        return t_bhlx.reshape(t_bhlx.shape[0], groups, heads // groups * length, t_bhlx.shape[-1])
+
+    scores = (folded(q_bhle) @ k_bgte.mT * scale).view(-1, heads, length, keys)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, -torch.inf)
+    if sinks_h is not None:
+        sinks = sinks_h.to(scores.dtype).view(-1, 1, 1).expand(len(scores), -1, length, 1)
+        scores = torch.cat([scores, sinks], dim=-1)
+    weights = scores.softmax(-1)[..., :keys].to(v_bgte.dtype)
+    return (folded(weights) @ v_bgte).view(-1, heads, length, v_bgte.shape[-1])
+
+
+def _visible(length: int, window: int | None, mask_bl: Tensor | None, device: torch.device) -> Tensor:
+    """Which keys (last axis) each query sees: (l, l), or (b, 1, l, l) where there is padding.
+
+    Padding sees itself, so that no row of a softmax is empty.
+    """
+    at = torch.arange(length, device=device)
+    age = at[:, None] - at[None, :]
+    seen = age >= 0 if window is None else (age >= 0) & (age < window)
+    return seen if mask_bl is None else (seen & mask_bl[:, None, None, :]) | (age == 0)
+
+
+def _with_sink(
+    q_bhle: Tensor, k_bgle: Tensor, v_bgle: Tensor, raw_h: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A first token whose key scores `raw_h` before scaling, for every query, and whose value is zero.
+
+    Queries and keys get one more channel, in which only the sink's key is not zero. The first query, the
+    sink's own, keeps the mask causal; nobody reads it.
+    """
+    raw = raw_h.to(q_bhle.dtype).view(-1, 1, 1).expand(*q_bhle.shape[:3], 1)
+    q = F.pad(torch.cat([q_bhle, raw], dim=-1), (0, 0, 1, 0))
+    k, v = (F.pad(t, (0, 1, 1, 0)) for t in (k_bgle, v_bgle))
+    k[:, :, 0, -1] = 1
+    return q, k, v
