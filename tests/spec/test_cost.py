@@ -15,6 +15,7 @@ from archsearch.spec import ModelSpec, model_cost
 from archsearch.spec.layers import Attention, Mamba1, Mamba2, mean_keys
 from archsearch.spec.layers.conv import GatedConv
 from archsearch.spec.layers.deltanet import GatedDeltaNet
+from archsearch.spec.layers.mla import Mla
 from archsearch.spec.layers.rglru import RgLru
 from archsearch.spec.merges import MERGES
 
@@ -152,9 +153,15 @@ def test_matmuls_are_those_that_torch_counts(kind: str, fields: dict[str, Any]) 
         mixer_of(kind, fields)(inputs(1, length))
     expected = layer.flops(64, length)
     if isinstance(layer, Attention):
-        width = (layer.heads or 0) * (layer.head_dim or 0)
-        expected += 4 * width * (length - mean_keys(length, layer.window))
-        expected -= 2 * (width + 2 * (layer.kv_heads or 0) * (layer.head_dim or 0)) * (layer.conv or 0)
+        q, kv, _ = layer.widths()
+        # A sink is one more token, and one more channel of queries, keys and values.
+        sink = 1 if layer.sinks and layer.softcap is None else 0
+        counted = 4 * (q + sink * (layer.heads or 0)) * (length + sink) ** 2 / length
+        expected += counted - 4 * q * mean_keys(length, layer.window) - 2 * (q + 2 * kv) * (layer.conv or 0)
+    elif isinstance(layer, Mla):
+        query, value, _, _ = layer.widths()
+        # The narrower of queries and values are padded to the width of the others.
+        expected += 4 * max(query, value) * length - 2 * (query + value) * mean_keys(length, None)
     elif isinstance(layer, Mamba1):
         # Of the recurrence, reading the state is a matmul.
         expected -= layer.inner_width(64) * (2 * layer.d_conv + 3 * layer.d_state)
