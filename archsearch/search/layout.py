@@ -9,8 +9,8 @@ from archsearch.spec import Node
 
 
 def draw(nodes: Sequence[Node]) -> list[dict[str, Any]]:
-    """The layout of a trial's record (`archsearch.study.schema.Layout`)."""
-    return [_draw(node) for node in nodes]
+    """The layout of a trial's record (`archsearch.study.schema.Layout`); a sequential as its layers."""
+    return [drawn for node in nodes for drawn in _draw(node)]
 
 
 def pattern(nodes: Sequence[Node]) -> str:
@@ -18,17 +18,21 @@ def pattern(nodes: Sequence[Node]) -> str:
     return "".join(_text(node) for node in nodes)
 
 
-def _draw(node: Node) -> dict[str, Any]:
+def _draw(node: Node) -> list[dict[str, Any]]:
     if node.merge is not None:
         branches = [draw(branch) for branch in node.branches]
-        return {"kind": "parallel", "branches": branches, "merge": node.merge.kind}
+        return [{"kind": "parallel", "branches": branches, "merge": node.merge.kind}]
+    if node.branches:
+        return draw(node.branches[0])
     found = {"glyph": node.layer.glyph, "kind": node.kind, "family": node.layer.family}
     window = getattr(node.layer, "window", None)
-    return found | ({"window": window} if window else {})
+    return [found | ({"window": window} if window else {})]
 
 
 def _text(node: Node) -> str:
     if node.merge is not None:
         return "(" + "|".join(pattern(branch) for branch in node.branches) + ")"
+    if node.branches:
+        return pattern(node.branches[0])
     glyph = node.layer.glyph
     return glyph.lower() if getattr(node.layer, "window", None) else glyph

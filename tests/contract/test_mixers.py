@@ -29,9 +29,9 @@ every_mixer = pytest.mark.parametrize(("kind", "fields"), MIXER_CASES, ids=label
 with_and_without_projection = pytest.mark.parametrize("project", [True, False], ids=["projected", "inner"])
 
 
-def test_every_kind_but_parallel_has_a_mixer() -> None:
+def test_every_kind_but_those_that_hold_others_has_a_mixer() -> None:
     own = {kind for kind, cls in layer_kinds().items() if cls.__module__.startswith("archsearch.")}
-    assert set(MIXERS) | {"parallel"} == own
+    assert set(MIXERS) | {"parallel", "sequential"} == own
 
 
 @every_mixer

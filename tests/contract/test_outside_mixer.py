@@ -3,75 +3,27 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from pathlib import Path
 
 import pytest
 import torch
-from pydantic import Field
-from torch import Tensor, nn
+from rich.console import Console
+from typer.testing import CliRunner
 
+from archsearch.cli import app
 from archsearch.compiler import compile_model
-from archsearch.mixers.base import Call, Mixer, Surroundings, init_linear
 from archsearch.mixers.table import MIXERS
-from archsearch.spec import Layer, ModelSpec, SpecError, model_cost, parse_spec
+from archsearch.search.layout import draw
+from archsearch.search.space import load_space
+from archsearch.spec import ModelSpec, SpecError, model_cost, parse_spec
 from archsearch.spec.entries import layer_kinds
+from archsearch.ui.glyphs import layout_text, legend
+from contract.averages import define
 from contract.building import ids_of, model_of, relative
-
-
-def define() -> tuple[type[Layer], type[Mixer]]:
-    """Exponential averages of the input, one rate a channel: y_t = W s_t, s_t = r s_{t-1} + (1 - r) x_t."""
-
-    class Averages(Layer):
-        """Exponential averages.
-
-        rate: initial weight of the past.
-        """
-
-        kind: ClassVar[str] = "averages"
-        family: ClassVar[Literal["ssm", "attention", "channel", "parallel"]] = "ssm"
-        symbol: ClassVar[str] = "E"
-
-        rate: float = Field(default=0.5, gt=0, lt=1)
-
-        def inner_width(self, d_model: int) -> int:
-            return d_model
-
-        def params(self, d_model: int, project: bool = True) -> int:
-            return d_model + (d_model * d_model if project else 0)
-
-        def flops(self, d_model: int, context: int, project: bool = True) -> float:
-            return 3 * d_model + (2 * d_model * d_model if project else 0)
-
-        def state_bytes(self, d_model: int, context: int, itemsize: int) -> int:
-            return d_model * itemsize
-
-    class AveragesMixer(Mixer):
-        def __init__(self, spec: Any, around: Surroundings, project: bool = True):
-            super().__init__(spec, around, project)
-            self.rate = nn.Parameter(torch.empty(around.d_model))
-            self.out = nn.Linear(around.d_model, around.d_model, bias=False) if project else None
-
-        def reset_parameters(self, generator: torch.Generator) -> None:
-            nn.init.constant_(self.rate, self.spec.rate)
-            if self.out is not None:
-                init_linear(self.out, generator)
-
-        def forward(self, x_bld: Tensor, call: Call | None = None) -> Tensor:
-            return self.prefill(x_bld)[0]
-
-        def prefill(self, x_bld: Tensor, call: Call | None = None) -> tuple[Tensor, Any]:
-            state, outputs = (torch.zeros_like(x_bld[:, 0]),), []
-            for x_bd in x_bld.unbind(1):
-                y_bd, state = self.step(x_bd, state)
-                outputs.append(y_bd)
-            return torch.stack(outputs, 1), state
-
-        def step(self, x_bd: Tensor, state: Any, call: Call | None = None) -> tuple[Tensor, Any]:
-            average = self.rate * state[0] + (1 - self.rate) * x_bd
-            return (average if self.out is None else self.out(average)), (average,)
-
-    return Averages, AveragesMixer
 
 
 @pytest.fixture
@@ -131,6 +83,68 @@ def test_its_mistakes_are_located_and_its_name_is_offered() -> None:
         parse_spec(HYBRID.replace("0.9", "1.5"))
     with pytest.raises(SpecError, match=r"unknown layer 'average'; did you mean 'averages'\?"):
         parse_spec(HYBRID.replace("- averages:", "- average:"))
+
+
+@pytest.mark.usefixtures("averages")
+def test_is_shown(tmp_path: Path) -> None:
+    path = tmp_path / "hybrid.yaml"
+    path.write_text(HYBRID)
+    shown = CliRunner().invoke(app, ["show", str(path)])
+    assert shown.exit_code == 0
+    assert "averages" in shown.stdout
+
+
+SPACE = """\
+arch:
+  tokenizer: bytes
+  d_model: 16
+  layers:
+    - $stack: {depth: 4, of: [averages: {rate: {$float: [0.1, 0.9]}}, mlp]}
+data: {mixture: {reference: 1}}
+training: {tokens: 4K, context: 32}
+objectives: {perplexity: minimize}
+constraints: ["params <= 100K"]
+search: {trials: 8}
+"""
+
+
+@pytest.mark.usefixtures("averages")
+def test_is_searched_and_drawn(tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(SPACE)
+    layouts = [draw(experiment.arch.nodes) for experiment in load_space(path).samples]
+    found = [layer for layout in layouts for layer in layout if layer["kind"] == "averages"]
+    assert found
+    console = Console(width=60, record=True)
+    for layout in layouts:
+        console.print(layout_text(layout, 20))
+    console.print(*legend(layouts))
+    drawn = console.export_text()
+    assert "E" in drawn
+    assert "averages" in drawn
+
+
+def test_is_held_to_the_contracts_of_the_table() -> None:
+    """Listed before the tests are collected, as a line in the table would have it."""
+    command = [sys.executable, "-m", "pytest", "tests/contract/test_mixers.py", "-p", "contract.averages"]
+    root = Path(__file__).parents[2]
+    run = subprocess.run(
+        [*command, "-k", "averages", "-p", "no:cacheprovider", "-rA"],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root / "tests")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stdout
+    held = {
+        line.split("::")[1].split("[")[0] for line in run.stdout.splitlines() if line.startswith("PASSED")
+    }
+    assert held >= {
+        "test_steps_continue_a_prefill_as_one_forward_would",
+        "test_shapes_and_counted_parameters",
+        "test_the_past_does_not_see_the_future",
+    }
 
 
 def test_is_forgotten_with_its_class() -> None:
