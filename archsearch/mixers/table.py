@@ -9,6 +9,7 @@ from archsearch.mixers.gated_deltanet import GatedDeltaNetMixer
 from archsearch.mixers.linear import LinearMixer
 from archsearch.mixers.mamba1 import Mamba1Mixer
 from archsearch.mixers.mamba2 import Mamba2Mixer
+from archsearch.mixers.mla import MlaMixer
 from archsearch.mixers.mlp import MlpMixer
 from archsearch.mixers.moe import MoeMixer
 from archsearch.mixers.rglru import RgLruMixer
@@ -20,6 +21,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "linear": LinearMixer,
     "mamba1": Mamba1Mixer,
     "mamba2": Mamba2Mixer,
+    "mla": MlaMixer,
     "mlp": MlpMixer,
     "moe": MoeMixer,
     "rglru": RgLruMixer,

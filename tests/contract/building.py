@@ -36,6 +36,15 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"heads": 4, "kv_heads": 2, "qk_norm": "head"},
         {"heads": 4, "kv_heads": 2, "qk_norm": "full", "bias": True, "output_bias": True},
         {"heads": 4, "conv": 2, "scale": 0.7},
+        {"heads": 4, "kv_heads": 2, "gate": "head", "sinks": True},
+        {"heads": 4, "gate": "channel", "bias": True, "window": 5, "sinks": True, "conv": 3},
+        {"heads": 4, "kv_heads": 1, "softcap": 0.5},
+        {"heads": 2, "softcap": 2.0, "sinks": True, "window": 7},
+        {"heads": 4, "rope": {"interleaved": True, "fraction": 0.5}},
+        {
+            "heads": 4,
+            "rope": {"theta": 50.0, "scaling": {"kind": "yarn", "factor": 4.0, "original_context": 32}},
+        },
     ],
     "gated_conv": [
         {},
@@ -69,6 +78,22 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"head_dim": 32, "gated_norm": "none", "d_state": 4},
         {"head_dim": 32, "dt_limit": [0.01, 0.05], "d_state": 4},
         {"head_dim": 64, "dt_min": 1.0, "dt_max": 30.0, "A_init": [8, 16], "d_state": 4},
+    ],
+    "mla": [
+        {},
+        {"kv_rank": 12, "nope_dim": 8},
+        {"heads": 3, "q_rank": 10, "kv_rank": 7, "nope_dim": 4, "rope_dim": 2, "value_dim": 9, "bias": True},
+        {"heads": 2, "kv_rank": 8, "nope_dim": 5, "rope_dim": 3, "rope": None, "gate": "head"},
+        {
+            "heads": 4,
+            "kv_rank": 16,
+            "nope_dim": 6,
+            "rope_dim": 8,
+            "rope": {"interleaved": True},
+            "gate": "channel",
+            "norm_eps": 1e-6,
+            "scale": 0.5,
+        },
     ],
     "mlp": [
         {},
@@ -190,9 +215,13 @@ def ids_of(spec: ModelSpec, batch: int, length: int, seed: int = 0) -> Tensor:
     return torch.randint(spec.vocab, (batch, length), generator=generator)
 
 
-def inputs(batch: int, length: int, d_model: int = D_MODEL, seed: int = 0) -> Tensor:
+def random(*shape: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, length, d_model, generator=generator, dtype=torch.float64)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def inputs(batch: int, length: int, d_model: int = D_MODEL, seed: int = 0) -> Tensor:
+    return random(batch, length, d_model, seed=seed)
 
 
 def relative(found: Tensor, truth: Tensor) -> float:

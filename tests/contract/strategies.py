@@ -25,6 +25,15 @@ LONGEST = 48
 """Learned positions that specs are given, and so the longest context to ask of them."""
 
 
+STRETCHED: list[Fields] = [
+    {"interleaved": True, "scaling": "none"},
+    {"scaling": {"kind": "linear", "factor": 2}},
+    {"scaling": {"kind": "llama3", "factor": 8, "original_context": 16}},
+    {"interleaved": True, "scaling": {"kind": "yarn", "factor": 4, "original_context": 16}},
+]
+"""Rotations of whole heads that are legal at every even width."""
+
+
 def divisors(number: int, most: int = 8) -> st.SearchStrategy[int]:
     return st.sampled_from([n for n in range(1, most + 1) if number % n == 0])
 
@@ -47,13 +56,31 @@ def attention_fields(draw: Draw, d_model: int) -> Fields:
     if heads == kv_heads and draw(st.booleans()):
         del fields["kv_heads"]
     fractions = [f for f in (0.25, 0.5, 0.75) if int(head_dim * f) >= 2 and int(head_dim * f) % 2 == 0]
-    ropes: list[Any] = [None, "none", {}, {"theta": 500.0}, *({"fraction": f} for f in fractions)]
+    ropes: list[Any] = [None, "none", {}, {"theta": 500.0}, *({"fraction": f} for f in fractions), *STRETCHED]
     maybe(draw, fields, "rope", st.sampled_from(ropes))
     maybe(draw, fields, "window", st.one_of(st.integers(1, 60), st.sampled_from([None, "none"])))
     maybe(draw, fields, "qk_norm", st.sampled_from(["head", "full", "none", None]))
     maybe(draw, fields, "conv", st.one_of(st.integers(2, 6), st.none()))
     maybe(draw, fields, "bias", st.booleans())
     maybe(draw, fields, "output_bias", st.booleans())
+    maybe(draw, fields, "scale", st.sampled_from([0.1, 1, None]))
+    maybe(draw, fields, "gate", st.sampled_from(["head", "channel", "none", None]))
+    maybe(draw, fields, "sinks", st.booleans())
+    maybe(draw, fields, "softcap", st.sampled_from([0.5, 30, "none", None]))
+    return fields
+
+
+@st.composite
+def mla_fields(draw: Draw, d_model: int) -> Fields:
+    fields: Fields = {"kv_rank": draw(st.integers(1, 9)), "nope_dim": draw(st.integers(1, 6))}
+    fields["rope_dim"] = draw(st.sampled_from([2, 4, 6]))
+    maybe(draw, fields, "heads", st.integers(1, 4))
+    maybe(draw, fields, "q_rank", st.one_of(st.integers(1, 9), st.sampled_from([None, "none"])))
+    maybe(draw, fields, "value_dim", st.integers(1, 8))
+    maybe(draw, fields, "rope", st.sampled_from([None, "none", {}, {"theta": 500.0}, *STRETCHED]))
+    maybe(draw, fields, "gate", st.sampled_from(["head", "channel", "none", None]))
+    maybe(draw, fields, "norm_eps", st.sampled_from([1e-6, 1e-3, None]))
+    maybe(draw, fields, "bias", st.booleans())
     maybe(draw, fields, "scale", st.sampled_from([0.1, 1, None]))
     return fields
 
@@ -177,6 +204,7 @@ LAYER_FIELDS: dict[str, Callable[[int], st.SearchStrategy[Fields]]] = {
     "gated_deltanet": gated_deltanet_fields,
     "mamba1": mamba1_fields,
     "mamba2": mamba2_fields,
+    "mla": mla_fields,
     "mlp": mlp_fields,
     "moe": moe_fields,
     "rglru": rglru_fields,
