@@ -52,8 +52,8 @@ class Layer(Spec):
     family: ClassVar[Literal["ssm", "attention", "channel", "parallel", "sequential"]]
     symbol: ClassVar[str] = ""
     """One character for `pattern` strings (Megatron's letters where it has one)."""
-    glyph: ClassVar[str] = "?"
-    """One character for drawings."""
+    glyph: ClassVar[str] = ""
+    """One character for drawings; by default the symbol, or the first letter of the kind."""
     alternatives: ClassVar[tuple[frozenset[str], ...]] = ()
     """Fields that say the same thing: a layer that gives one takes no default for the others."""
     references: ClassVar[Mapping[str, str]] = {}
@@ -71,6 +71,10 @@ class Layer(Spec):
     inputs: tuple[str, ...] = Field(default=(), strict=False)
     lora: Size | None = None
     id: str | None = Field(default=None, pattern=r"^[A-Za-z_][\w.-]*$")
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        cls.glyph = cls.glyph or cls.symbol or cls.kind[:1].upper()
 
     def reading(self, sources: Mapping[str, Layer], d_model: int) -> Any:
         """A copy with what follows from the (resolved) layers it reads, by role; called before `resolve`.
