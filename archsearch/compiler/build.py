@@ -41,6 +41,7 @@ def _initialise(model: LanguageModel, generator: torch.Generator) -> None:
         if model.head is not None:
             bound = model.spec.d_model**-0.5
             model.head.weight.uniform_(-bound, bound, generator=generator)
+    tied = {block.layer for block in model.blocks.values() if block.node.owner is not None}
     for module in model.layers.modules():
-        if isinstance(module, Mixer | MergeModule | LoraLinear):
+        if isinstance(module, Mixer | MergeModule | LoraLinear) and module not in tied:
             module.reset_parameters(generator)
