@@ -18,7 +18,8 @@ sorted by expert), u outputs of an expert's up projection, f its hidden width.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -177,18 +178,21 @@ class Experts(nn.Module):
         slot_nk[order_s] = torch.arange(len(order_s), device=order_s.device)
         slot_nk = slot_nk.view_as(expert_nk)
         token_s = order_s // expert_nk.shape[1]
-        counts = expert_nk.flatten().bincount(minlength=len(self.up_proj)).tolist()
-        # Unbound once: each expert indexed out of the whole would hand back a gradient of the whole.
-        downs = [None] * len(counts) if self.down_proj is None else self.down_proj.unbind()
-        parts = _Spread.apply(x_nd, token_s, slot_nk).split(counts)
-        experts = zip(parts, self.up_proj.unbind(), downs, strict=True)
-        y_sd = torch.cat([self._run(*expert) for expert in experts if len(expert[0])])
+        y_sd = self._each(_Spread.apply(x_nd, token_s, slot_nk), expert_nk)
         weight_s = weight_nk.flatten().index_select(0, order_s)
         return _Collect.apply(y_sd * weight_s.unsqueeze(-1), token_s, slot_nk).to(y_sd.dtype)
 
-    def _run(self, x_sd: Tensor, up_ud: Tensor, down_df: Tensor | None) -> Tensor:
-        inner_sf = hidden_features(F.linear(x_sd, up_ud), self.activation)
-        return inner_sf if down_df is None else F.linear(inner_sf, down_df)
+    def _each(self, x_sd: Tensor, expert_nk: Tensor) -> Tensor:
+        """Every expert on its own slots, which stand together."""
+        counts = expert_nk.flatten().bincount(minlength=len(self.up_proj)).tolist()
+        used = [expert for expert, count in enumerate(counts) if count]
+        up_eud = _matrices(self.up_proj)
+        down_edf = None if self.down_proj is None else _matrices(self.down_proj)
+        outputs = []
+        for expert, rows_sd in zip(used, x_sd.split([counts[expert] for expert in used]), strict=True):
+            inner_sf = hidden_features(F.linear(rows_sd, up_eud[expert]), self.activation)
+            outputs.append(inner_sf if down_edf is None else F.linear(inner_sf, down_edf[expert]))
+        return torch.cat(outputs)
 
 
 class _Spread(torch.autograd.Function):
@@ -247,6 +251,12 @@ def rebalance(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Router):
             module.rebalance()
+
+
+def _matrices(stack: Tensor) -> Sequence[Tensor]:
+    """The stack, to be indexed. For gradients unbound at once: each matrix indexed out of the whole would
+    hand back a gradient of the whole."""
+    return stack.unbind() if torch.is_grad_enabled() else cast(Sequence[Tensor], stack)
 
 
 def _init_matrices(weight: nn.Parameter, generator: torch.Generator) -> None:
