@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from archsearch.mixers.attention import KvCache, attend_to_cache, causal_attention, last_tokens
+from archsearch.mixers.attend import attend_to_cache, causal_attention
 from archsearch.mixers.base import Call, Surroundings, init_linear
+from archsearch.mixers.cache import KvCache, last_tokens
 from archsearch.mixers.norms import RMSNorm
 from archsearch.spec import merges as specs
 
@@ -146,7 +147,15 @@ class CrossAttentionMerge(MergeModule):
 
     def prefill(self, branches: list[Tensor], x: Tensor, call: Call | None = None) -> tuple[Tensor, KvCache]:
         q, k, v = self._heads(branches)
-        y = causal_attention(q, k, v, scale=self.scale, window=self.spec.window, kernels=self.kernels)
+        y = causal_attention(
+            q,
+            k,
+            v,
+            scale=self.scale,
+            window=self.spec.window,
+            kernels=self.kernels,
+            mask_bl=None if call is None else call.mask,
+        )
         cache = last_tokens(k.contiguous(), v.contiguous(), self.spec.window)
         return self._out(y.transpose(1, 2).flatten(2), branches), cache
 
@@ -155,7 +164,9 @@ class CrossAttentionMerge(MergeModule):
     ) -> tuple[Tensor, KvCache]:
         q, k, v = self._heads([branch[:, None] for branch in branches])
         cache = state.append(k, v, self.spec.window)
-        return self._out(attend_to_cache(q[:, :, 0], cache, self.scale).flatten(1), branches), cache
+        mask_bt = None if call is None else call.mask
+        y_bhe = attend_to_cache(q[:, :, 0], cache, self.scale, mask_bt=mask_bt)
+        return self._out(y_bhe.flatten(1), branches), cache
 
     def _heads(self, branches: list[Tensor]) -> tuple[Tensor, ...]:
         prepared = self.prepared(branches)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from archsearch.compiler.merges import MERGE_MODULES
+from archsearch.mixers.base import Call
 from archsearch.spec import model_cost
 from archsearch.spec.merges import MERGES
 from contract.building import (
@@ -44,6 +45,21 @@ def test_steps_continue_a_prefill_as_one_forward_would(
                     logits, state = model.step(ids_bl[:, t], state)
                     outputs.append(logits)
                 assert relative(torch.stack(outputs, 1), truth) <= 1e-10
+
+
+@every_merge
+def test_left_padding_leaves_no_trace(kind: str, fields: dict[str, Any], branches: list[Any]) -> None:
+    spec = parallel_spec(kind, fields, branches)
+    model, ids_bl, starts = model_of(spec), ids_of(spec, 3, 70), (0, 5, 66)
+    mask_bl = torch.arange(70) >= torch.tensor(starts)[:, None]
+    with torch.no_grad():
+        together, state = model.prefill(ids_bl, Call(mask_bl))
+        stepped, _ = model.step(ids_bl[:, 0], state)
+        for row, start in enumerate(starts):
+            alone, alone_state = model.prefill(ids_bl[row : row + 1, start:])
+            assert relative(together[row, start:], alone[0]) <= 1e-10
+            after, _ = model.step(ids_bl[row : row + 1, 0], alone_state)
+            assert relative(stepped[row : row + 1], after) <= 1e-10
 
 
 @every_merge
