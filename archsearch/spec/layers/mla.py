@@ -29,7 +29,6 @@ class Mla(Layer):
     kind = "mla"
     family = "attention"
     symbol = "@"
-    glyph = "L"
 
     heads: Size | None = None
     q_rank: int | None = Field(default=None, ge=1, le=1 << 24, json_schema_extra=or_none)
