@@ -37,7 +37,7 @@ class GatedConvMixer(Mixer):
         super().__init__(spec, around, project)
         width = spec.inner_width(around.d_model)
         self.kernels = around.kernels
-        self.in_proj = nn.Linear(around.d_model, 3 * width, bias=spec.bias)
+        self.in_proj = nn.Linear(spec.input_width(around.d_model), 3 * width, bias=spec.bias)
         self.conv = ShortConv(width, spec.d_conv, bias=spec.conv_bias, silu=False, kernels=around.kernels)
         self.out_proj = nn.Linear(width, around.d_model, bias=spec.bias) if project else None
 

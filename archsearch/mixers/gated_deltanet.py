@@ -6,7 +6,6 @@ k key_dim, v value_dim; j the convolution's earlier tokens.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ from archsearch.mixers.base import Call, Mixer, Surroundings, init_linear, maske
 from archsearch.mixers.delta_rule import gated_delta_chunked, gated_delta_step, unit_vectors
 from archsearch.mixers.norms import RMSNorm
 from archsearch.mixers.short_conv import ShortConv
+from archsearch.mixers.step_sizes import draw_step_bias
 from archsearch.spec.layers.deltanet import GatedDeltaNet
 
 
@@ -44,7 +44,7 @@ class GatedDeltaNetMixer(Mixer):
         self.key_dim, self.value_dim = spec.key_dim, spec.value_dim
         self.key_width, self.heads = spec.key_heads * spec.key_dim, spec.value_heads
         self.inner, self.conv_width = spec.inner_width(d_model), spec.conv_width(d_model)
-        self.in_proj = nn.Linear(d_model, spec.in_width(d_model), bias=False)
+        self.in_proj = nn.Linear(spec.input_width(d_model), spec.in_width(d_model), bias=False)
         self.conv = ShortConv(self.conv_width, spec.d_conv, bias=False, silu=True, kernels=around.kernels)
         self.dt_bias = nn.Parameter(torch.empty(self.heads))
         self.A_log = nn.Parameter(torch.empty(self.heads))
@@ -56,11 +56,7 @@ class GatedDeltaNetMixer(Mixer):
         self.conv.reset_parameters(generator)
         spec = self.spec
         with torch.no_grad():
-            low, high = math.log(spec.dt_min), math.log(spec.dt_max)
-            dt = torch.rand(self.heads, generator=generator) * (high - low) + low
-            dt = dt.exp().clamp(min=spec.dt_floor)
-            # The inverse of softplus, so that training starts at these step sizes.
-            self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+            draw_step_bias(self.dt_bias, spec, generator)
             slow, fast = spec.A_init
             # From the upper end down: a rate of exactly 0 has no logarithm.
             self.A_log.copy_((fast - (fast - slow) * torch.rand(self.heads, generator=generator)).log())

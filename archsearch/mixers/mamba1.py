@@ -1,11 +1,12 @@
 """Mamba-1 (arXiv 2312.00752).
 
-Shape suffixes: b batch, l length, d d_model, i inner width, r dt_rank, n state size.
+Shape suffixes: b batch, l length, d d_model, i inner width, r dt_rank, n state size, h heads, p channels a
+head.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from archsearch.mixers.base import Call, Mixer, Surroundings, init_linear, maske
 from archsearch.mixers.norms import RMSNorm
 from archsearch.mixers.selective_scan import selective_scan, selective_scan_step
 from archsearch.mixers.short_conv import ShortConv
+from archsearch.mixers.step_sizes import draw_step_bias
 from archsearch.spec.layers import Mamba1
 
 KERNEL_STATES = 256
@@ -34,16 +36,20 @@ class Mamba1Mixer(Mixer):
 
     in_proj gives x, z; x_proj gives dt (by its rank), B, C. Their `conv1d` (i, 1, k) is `conv` (i, k) here;
     dt_norm, B_norm and C_norm are the dt_layernorm, b_layernorm and c_layernorm of transformers' Jamba.
+    With heads, x_proj.weight, dt_proj.weight, dt_proj.bias, A_log and D are Zamba's x_proj_weight,
+    dt_proj_weight, dt_proj_bias, A_log and D with the axis of heads merged into the next one; the rows of
+    Zamba's in_proj are x and z in turns: x's first, z's first, x's second, and so on.
     """
 
     def __init__(self, spec: Mamba1, around: Surroundings, project: bool = True):
         super().__init__(spec, around, project)
         self.inner, self.d_state = spec.inner_width(around.d_model), spec.d_state
+        self.heads = spec.heads
         self.rank = spec.parameter_width() - 2 * spec.d_state
         self.kernels = around.kernels
-        self.in_proj = nn.Linear(around.d_model, 2 * self.inner, bias=spec.bias)
+        self.in_proj = nn.Linear(spec.input_width(around.d_model), 2 * self.inner, bias=spec.bias)
         self.conv = ShortConv(self.inner, spec.d_conv, bias=spec.conv_bias, silu=True, kernels=around.kernels)
-        self.x_proj = nn.Linear(self.inner, spec.parameter_width(), bias=False)
+        self.x_proj = nn.Linear(self.inner // self.heads, self.heads * spec.parameter_width(), bias=False)
         eps = spec.inner_norm_eps or around.eps
         self.dt_norm, self.B_norm, self.C_norm = (
             _inner_norm(spec, width, eps) for width in (self.rank, self.d_state, self.d_state)
@@ -61,11 +67,7 @@ class Mamba1Mixer(Mixer):
         with torch.no_grad():
             if spec.dt_init == "constant":
                 self.dt_proj.weight.fill_(self.rank**-0.5)
-            low, high = math.log(spec.dt_min), math.log(spec.dt_max)
-            dt = torch.rand(self.inner, generator=generator) * (high - low) + low
-            dt = dt.exp().clamp(min=spec.dt_floor)
-            # The inverse of softplus, so that training starts at these step sizes.
-            self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+            draw_step_bias(self.dt_proj.bias, spec, generator)
             # S4D-real (arXiv 2206.11893): decay rates 1, 2, ..., n in every channel.
             self.A_log.copy_(torch.arange(1, self.d_state + 1).log().expand_as(self.A_log))
             self.D.fill_(1.0)
@@ -86,11 +88,7 @@ class Mamba1Mixer(Mixer):
     def step(self, x_bd: Tensor, state: Mamba1State, call: Call | None = None) -> tuple[Tensor, Mamba1State]:
         x, z = self.in_proj(x_bd).chunk(2, dim=-1)
         u, conv_state = self.conv.step(x, state.conv_bki)
-        dt, B, C = self._chosen(u)
-        wide = state.ssm_bin.dtype
-        y, ssm = selective_scan_step(
-            u.to(wide), self._dt(dt), self._A(), B.to(wide), C.to(wide), state.ssm_bin
-        )
+        y, ssm = self._each_head(selective_scan_step, u, *self._chosen(u), state.ssm_bin)
         return self._finish(y.to(u.dtype) + self.D.to(u.dtype) * u, z, call), Mamba1State(conv_state, ssm)
 
     def _scan(self, u_bli: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,29 +97,57 @@ class Mamba1Mixer(Mixer):
         kernel = self.kernels.get("selective_scan", u_bli)
         if kernel is not None and self.d_state <= KERNEL_STATES:
             # The kernel wants time last and one dtype for all that varies by token.
-            dt, B, C = (t.to(u_bli.dtype).mT for t in (dt, B, C))
+            dt, B, C = (t.to(u_bli.dtype).movedim(1, -1) for t in (dt, B, C))
             y_bil, state = kernel(
                 u_bli.mT,
                 dt,
                 self._A(),
-                B,
-                C,
+                B.squeeze(1),
+                C.squeeze(1),
                 D=self.D.float(),
                 delta_bias=self.dt_proj.bias.float(),
                 delta_softplus=True,
                 return_last_state=True,
             )
             return y_bil.mT, state.float()
-        wide = torch.promote_types(u_bli.dtype, torch.float32)
         # Autocast would take the scan's matmuls in half precision.
         with torch.autocast(u_bli.device.type, enabled=False):
-            y, state = selective_scan(u_bli.to(wide), self._dt(dt), self._A(), B.to(wide), C.to(wide))
+            y, state = self._each_head(selective_scan, u_bli, dt, B, C)
         return y.to(u_bli.dtype) + self.D.to(u_bli.dtype) * u_bli, state
 
     def _chosen(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What each token chooses: step sizes, still without bias and softplus, B and C."""
-        dt, B, C = self.x_proj(u).split([self.rank, self.d_state, self.d_state], dim=-1)
-        return F.linear(self.dt_norm(dt), self.dt_proj.weight), self.B_norm(B), self.C_norm(C)
+        """What each token chooses: step sizes (..., i), still without bias and softplus; B, C (..., h, n)."""
+        chosen = _linear_a_head(u.unflatten(-1, (self.heads, -1)), self.x_proj.weight)
+        dt, B, C = chosen.split([self.rank, self.d_state, self.d_state], dim=-1)
+        dt = _linear_a_head(self.dt_norm(dt), self.dt_proj.weight).flatten(-2)
+        return dt, self.B_norm(B), self.C_norm(C)
+
+    def _each_head(
+        self,
+        scan: Callable[..., tuple[Tensor, Tensor]],
+        u: Tensor,
+        dt: Tensor,
+        B: Tensor,
+        C: Tensor,
+        *state: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """What a scan, or a step of one, gives for the channels of each head; in float32 at least."""
+        wide = torch.promote_types(u.dtype, torch.float32)
+        heads = [
+            scan(*of_head)
+            for of_head in zip(
+                u.to(wide).chunk(self.heads, -1),
+                self._dt(dt).chunk(self.heads, -1),
+                self._A().chunk(self.heads),
+                B.to(wide).unbind(-2),
+                C.to(wide).unbind(-2),
+                *(s.chunk(self.heads, 1) for s in state),
+                strict=True,
+            )
+        ]
+        if len(heads) == 1:
+            return heads[0]
+        return torch.cat([y for y, _ in heads], -1), torch.cat([s for _, s in heads], 1)
 
     def _finish(self, y_bli: Tensor, z_bli: Tensor, call: Call | None) -> Tensor:
         """Gate, output projection."""
@@ -137,6 +163,13 @@ class Mamba1Mixer(Mixer):
     def _A(self) -> Tensor:
         wide = torch.promote_types(self.A_log.dtype, torch.float32)
         return -self.A_log.to(wide).exp()
+
+
+def _linear_a_head(x_hp: Tensor, weight: Tensor) -> Tensor:
+    """Each head by rows of its own, which the weight holds one head after another; leading axes are free."""
+    if x_hp.shape[-2] == 1:
+        return F.linear(x_hp, weight)
+    return torch.einsum("...hp,hcp->...hc", x_hp, weight.unflatten(0, (x_hp.shape[-2], -1)))
 
 
 def _inner_norm(spec: Mamba1, width: int, eps: float) -> nn.Module:

@@ -17,6 +17,7 @@ from archsearch.mixers.base import Call, Mixer, Surroundings, init_linear, maske
 from archsearch.mixers.norms import RMSNorm
 from archsearch.mixers.short_conv import ShortConv
 from archsearch.mixers.ssd import ssd_chunked, ssd_step
+from archsearch.mixers.step_sizes import draw_step_bias
 from archsearch.spec.layers import Mamba2
 
 
@@ -34,17 +35,21 @@ class Mamba2Mixer(Mixer):
         super().__init__(spec, around, project)
         d_model = around.d_model
         self.inner = spec.inner_width(d_model)
-        self.heads, self.head_dim = spec.heads(d_model), spec.head_dim
+        self.heads, self.head_dim = spec.head_count(d_model), spec.head_dim
         self.groups, self.d_state = spec.groups, spec.d_state
         self.kernels = around.kernels
-        self.in_proj = nn.Linear(d_model, spec.in_width(d_model), bias=spec.bias)
+        self.multiplier: Tensor | None
+        self.register_buffer("multiplier", _multiplier(spec, d_model), persistent=False)
+        self.in_proj = nn.Linear(spec.input_width(d_model), spec.in_width(d_model), bias=spec.bias)
         self.conv = ShortConv(
             spec.conv_width(d_model), spec.d_conv, bias=spec.conv_bias, silu=True, kernels=around.kernels
         )
         self.dt_bias = nn.Parameter(torch.empty(self.heads))
         self.A_log = nn.Parameter(torch.empty(self.heads))
         self.D = nn.Parameter(torch.ones(self.heads))
-        self.norm = RMSNorm(self.inner, around.eps, self.groups) if spec.gated_norm != "none" else None
+        self.norm: RMSNorm | None = None
+        if spec.gated_norm != "none":
+            self.norm = RMSNorm(self.inner, spec.norm_eps or around.eps, spec.norm_groups or spec.groups)
         self.norm_first = spec.gated_norm == "before"
         self.out_proj = nn.Linear(self.inner, d_model, bias=spec.bias) if project else None
 
@@ -54,11 +59,7 @@ class Mamba2Mixer(Mixer):
         spec = self.spec
         with torch.no_grad():
             self.D.fill_(1.0)
-            low, high = math.log(spec.dt_min), math.log(spec.dt_max)
-            dt = torch.rand(self.heads, generator=generator) * (high - low) + low
-            dt = dt.exp().clamp(min=spec.dt_floor)
-            # The inverse of softplus, so that training starts at these step sizes.
-            self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+            draw_step_bias(self.dt_bias, spec, generator)
             self.A_log.uniform_(*spec.A_init, generator=generator).log_()
         if self.out_proj is not None:
             init_linear(self.out_proj, generator)
@@ -119,6 +120,9 @@ class Mamba2Mixer(Mixer):
         return y_bli if self.out_proj is None else self.out_proj(y_bli)
 
     def _split(self, projected: Tensor) -> tuple[Tensor, ...]:
+        """z; x, B and C together; dt."""
+        if self.multiplier is not None:
+            projected = projected * self.multiplier.to(projected.dtype)
         conv = self.inner + 2 * self.groups * self.d_state
         return projected.split([self.inner, conv, self.heads], dim=-1)
 
@@ -141,3 +145,11 @@ class Mamba2Mixer(Mixer):
     def _A(self) -> Tensor:
         wide = torch.promote_types(self.A_log.dtype, torch.float32)
         return -self.A_log.to(wide).exp()
+
+
+def _multiplier(spec: Mamba2, d_model: int) -> Tensor | None:
+    """The constant factor of each output of the input projection, in float64."""
+    if spec.multipliers is None:
+        return None
+    factors = torch.tensor(spec.multipliers, dtype=torch.float64)
+    return factors.repeat_interleave(torch.tensor(spec.segments(d_model)))

@@ -43,8 +43,8 @@ class RgLruMixer(Mixer):
     def __init__(self, spec: RgLru, around: Surroundings, project: bool = True):
         super().__init__(spec, around, project)
         width = spec.inner_width(around.d_model)
-        self.linear_y = nn.Linear(around.d_model, width)
-        self.linear_x = nn.Linear(around.d_model, width)
+        self.linear_y = nn.Linear(spec.input_width(around.d_model), width)
+        self.linear_x = nn.Linear(spec.input_width(around.d_model), width)
         self.conv_1d = ShortConv(width, spec.d_conv, bias=True, silu=False, kernels=around.kernels)
         self.rg_lru = RealGatedLru(width, spec.block_width(around.d_model))
         self.linear_out = nn.Linear(width, around.d_model) if project else None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from archsearch.compiler import compile_model
-from archsearch.mixers.base import Surroundings
+from archsearch.mixers.base import Call, Mixer, Surroundings
 from archsearch.mixers.table import MIXERS
 from archsearch.spec import ModelSpec
 from archsearch.spec.entries import layer_kinds
@@ -52,8 +52,25 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"width": 96, "d_conv": 5, "bias": True},
         {"d_conv": 4, "bias": True, "conv_bias": True},
     ],
+    "gated_memory": [{"width": 24}, {"width": 130}],
+    "kda": [
+        {},
+        {"heads": 3, "head_dim": 5, "d_conv": 2, "beta_scale": 2, "norm_eps": 1e-3},
+        {"heads": 2, "head_dim": 16, "gate_rank": 3, "decay_bound": 5.0, "d_conv": 7},
+        {"heads": 2, "head_dim": 8, "gate_rank": "full", "beta_scale": 2, "A_init": [0, 2]},
+        {"heads": 2, "head_dim": 16, "A_init": [8, 16], "dt_min": 1.0, "dt_max": 30.0},
+    ],
+    "lightning": [
+        {},
+        {"heads": 8},
+        {"heads": 3, "head_dim": 5, "decay_scale": 0.25, "activation": "gelu", "norm_eps": 1e-3},
+        {"heads": 2, "head_dim": 16, "decay_scale": 40.0, "activation": "none"},
+        {"heads": 4, "activation": "relu"},
+    ],
     "mamba1": [
         {},
+        {"heads": 2},
+        {"heads": 4, "expand": 0.5, "d_state": 3, "dt_rank": 2, "inner_norm": "weighted", "bias": True},
         {"d_state": 1, "dt_rank": 1, "d_conv": 2},
         {"expand": 0.5, "d_state": 3, "inner_norm": "weighted"},
         {"expand": 1, "d_state": 5, "inner_norm": "rms", "inner_norm_eps": 0.1, "dt_rank": 7},
@@ -69,6 +86,9 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "mamba2": [
         {},
+        {"heads": 3, "head_dim": 8, "d_state": 4},
+        {"head_dim": 8, "groups": 2, "d_state": 3, "multipliers": [0.5, 2, 0.3, 1.5, 3], "bias": True},
+        {"head_dim": 16, "groups": 2, "norm_groups": 4, "norm_eps": 0.1, "d_state": 4},
         {"head_dim": 16, "d_state": 5},
         {"head_dim": 8, "groups": 4, "d_state": 3},
         {"head_dim": 8, "groups": 16, "d_state": 1},
@@ -191,7 +211,31 @@ def shaken(module: nn.Module, seed: int = 1) -> nn.Module:
 def mixer_of(kind: str, fields: dict[str, Any], project: bool = True, d_model: int = D_MODEL) -> Any:
     mixer = MIXERS[kind](layer_of(kind, fields, d_model), Surroundings(d_model), project)
     mixer.reset_parameters(torch.Generator().manual_seed(0))
-    return shaken(mixer)
+    return shaken(Remembering(mixer) if kind == "gated_memory" else mixer)
+
+
+class Remembering(nn.Module):
+    """A gated memory unit whose memory is some function of its own input, as if another layer had told it."""
+
+    def __init__(self, mixer: Mixer):
+        super().__init__()
+        self.mixer = mixer
+        mixer.reading = {"memory": "memory"}
+
+    def forward(self, x: Tensor, call: Call | None = None) -> Tensor:
+        return self.mixer(x, self._told(x, call))
+
+    def prefill(self, x: Tensor, call: Call | None = None) -> tuple[Tensor, Any]:
+        return self.mixer.prefill(x, self._told(x, call))
+
+    def step(self, x: Tensor, state: Any, call: Call | None = None) -> tuple[Tensor, Any]:
+        return self.mixer.step(x, state, self._told(x, call))
+
+    def _told(self, x: Tensor, call: Call | None) -> Call:
+        call = call or Call()
+        width = self.mixer.spec.width
+        call.streams["memory"] = torch.cat([x] * -(-width // x.shape[-1]), dim=-1)[..., :width].sin()
+        return call
 
 
 def parallel_spec(kind: str, fields: dict[str, Any], branches: list[Any]) -> ModelSpec:

@@ -112,6 +112,31 @@ def gated_conv_fields(draw: Draw, d_model: int) -> Fields:
 
 
 @st.composite
+def kda_fields(draw: Draw, d_model: int) -> Fields:
+    fields: Fields = {"heads": draw(st.integers(1, 3)), "head_dim": draw(st.integers(1, 6))}
+    maybe(draw, fields, "d_conv", st.integers(2, 5))
+    maybe(draw, fields, "gate_rank", st.one_of(st.integers(1, 6), st.just("full")))
+    maybe(draw, fields, "beta_scale", st.sampled_from([1, 2]))
+    maybe(draw, fields, "decay_bound", st.sampled_from([5, 0.1, None]))
+    maybe(draw, fields, "norm_eps", st.sampled_from([1e-6, 1e-3, None]))
+    maybe(draw, fields, "dt_min", st.sampled_from([1e-4, 0.01]))
+    maybe(draw, fields, "dt_max", st.sampled_from([0.01, 1]))
+    maybe(draw, fields, "dt_floor", st.sampled_from([1e-5, 0.02]))
+    maybe(draw, fields, "A_init", st.sampled_from([[0, 16], [0.5, 0.5], [0.1, 2.0]]))
+    return fields
+
+
+@st.composite
+def lightning_fields(draw: Draw, d_model: int) -> Fields:
+    fields: Fields = {"heads": draw(divisors(d_model))}
+    maybe(draw, fields, "head_dim", st.integers(1, 6))
+    maybe(draw, fields, "decay_scale", st.sampled_from([0.1, 1, 3.5]))
+    maybe(draw, fields, "activation", st.sampled_from(["silu", "gelu", "relu", "none"]))
+    maybe(draw, fields, "norm_eps", st.sampled_from([1e-6, 1e-3, None]))
+    return fields
+
+
+@st.composite
 def rglru_fields(draw: Draw, d_model: int) -> Fields:
     fields: Fields = {}
     maybe(draw, fields, "width", st.integers(1, 40))
@@ -134,6 +159,7 @@ def mamba1_fields(draw: Draw, d_model: int) -> Fields:
     maybe(draw, fields, "dt_max", st.sampled_from([0.01, 1]))
     maybe(draw, fields, "dt_floor", st.sampled_from([1e-5, 0.02]))
     maybe(draw, fields, "dt_init", st.sampled_from(["random", "constant"]))
+    maybe(draw, fields, "heads", divisors(int(fields["expand"] * d_model)))
     return fields
 
 
@@ -142,8 +168,12 @@ def mamba2_fields(draw: Draw, d_model: int) -> Fields:
     expand = draw(st.sampled_from([0.5, 1, 1.5, 2]))
     inner = int(expand * d_model)
     head_dim = draw(divisors(inner))
-    fields: Fields = {"expand": expand, "head_dim": head_dim, "d_state": draw(st.integers(1, 9))}
+    fields: Fields = {"head_dim": head_dim, "d_state": draw(st.integers(1, 9))}
+    fields |= draw(st.sampled_from([{"expand": expand}, {"heads": inner // head_dim}]))
     maybe(draw, fields, "groups", divisors(inner // head_dim))
+    maybe(draw, fields, "norm_groups", divisors(inner))
+    maybe(draw, fields, "norm_eps", st.sampled_from([1e-6, 1e-3, None]))
+    maybe(draw, fields, "multipliers", st.sampled_from([[1, 0.5, 2, 0.25, 1.5], None]))
     maybe(draw, fields, "d_conv", st.integers(2, 5))
     maybe(draw, fields, "conv_bias", st.booleans())
     maybe(draw, fields, "bias", st.booleans())
@@ -202,6 +232,8 @@ LAYER_FIELDS: dict[str, Callable[[int], st.SearchStrategy[Fields]]] = {
     "attention": attention_fields,
     "gated_conv": gated_conv_fields,
     "gated_deltanet": gated_deltanet_fields,
+    "kda": kda_fields,
+    "lightning": lightning_fields,
     "mamba1": mamba1_fields,
     "mamba2": mamba2_fields,
     "mla": mla_fields,

@@ -14,7 +14,8 @@ from archsearch.compiler import compile_model
 from archsearch.spec import ModelSpec, model_cost
 from archsearch.spec.layers import Attention, Mamba1, Mamba2, mean_keys
 from archsearch.spec.layers.conv import GatedConv
-from archsearch.spec.layers.deltanet import GatedDeltaNet
+from archsearch.spec.layers.deltanet import GatedDeltaNet, Kda
+from archsearch.spec.layers.linear_attention import Lightning
 from archsearch.spec.layers.mla import Mla
 from archsearch.spec.layers.rglru import RgLru
 from archsearch.spec.merges import MERGES
@@ -170,6 +171,15 @@ def test_matmuls_are_those_that_torch_counts(kind: str, fields: dict[str, Any]) 
         expected -= 2 * layer.conv_width(64) * layer.d_conv + 7 * inner * n
         # One chunk: K K^T and Q K^T a key head, two triangles with v a head, and what enters the state.
         expected += 4 * length * n * (layer.key_heads or 0) + 4 * length * inner + 2 * inner * n
+    elif isinstance(layer, Kda):
+        inner, n, q = layer.inner_width(64), layer.head_dim, 16
+        expected -= 2 * 3 * inner * layer.d_conv + 7 * inner * n
+        # One chunk of 16: scores of second halves with first halves, two triangles with v, and the state.
+        expected += (2 * q * (q - 1) * inner + 4 * q**2 * inner + 2 * q * inner * n) / length
+    elif isinstance(layer, Lightning):
+        inner, n = layer.inner_width(64), layer.head_dim or 0
+        # One chunk, as of Mamba-2 with a group a head.
+        expected += 4 * length * inner + 2 * inner * n - 5 * inner * n
     elif isinstance(layer, GatedConv):
         expected -= 2 * layer.inner_width(64) * layer.d_conv
     elif isinstance(layer, RgLru):

@@ -31,15 +31,19 @@ class GatedConv(Layer):
         assert self.width, "resolve the layer first"
         return self.width
 
+    def projections(self, d_model: int) -> dict[str, tuple[int, ...]]:
+        return {"in_proj": (3 * self.inner_width(d_model),)}
+
     def params(self, d_model: int, project: bool = True) -> int:
         width = self.inner_width(d_model)
-        count = 3 * width * (d_model + (1 if self.bias else 0))
+        count = 3 * width * (self.input_width(d_model) + (1 if self.bias else 0))
         count += width * (self.d_conv + (1 if self.conv_bias else 0))
         return count + (width * d_model + (d_model if self.bias else 0) if project else 0)
 
     def flops(self, d_model: int, context: int, project: bool = True) -> float:
         width = self.inner_width(d_model)
-        return 2 * d_model * width * (4 if project else 3) + 2 * width * self.d_conv
+        matmul = 2 * width * (3 * self.input_width(d_model) + (d_model if project else 0))
+        return matmul + 2 * width * self.d_conv
 
     def state_bytes(self, d_model: int, context: int, itemsize: int) -> int:
         return self.inner_width(d_model) * (self.d_conv - 1) * itemsize

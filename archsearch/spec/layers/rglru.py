@@ -23,6 +23,7 @@ class RgLru(Layer):
     family = "ssm"
     symbol = "R"
     glyph = "R"
+    tells = frozenset({"memory"})
 
     width: Size | None = None
     heads: Size | None = None
@@ -51,15 +52,20 @@ class RgLru(Layer):
         assert self.heads, "resolve the layer first"
         return self.inner_width(d_model) // self.heads
 
+    def projections(self, d_model: int) -> dict[str, tuple[int, ...]]:
+        width = self.inner_width(d_model)
+        return {"linear_y": (width,), "linear_x": (width,)}
+
     def params(self, d_model: int, project: bool = True) -> int:
         width = self.inner_width(d_model)
-        count = 2 * width * (d_model + 1) + width * (self.d_conv + 1)
+        count = 2 * width * (self.input_width(d_model) + 1) + width * (self.d_conv + 1)
         count += 2 * width * (self.block_width(d_model) + 1) + width
         return count + ((width + 1) * d_model if project else 0)
 
     def flops(self, d_model: int, context: int, project: bool = True) -> float:
         width = self.inner_width(d_model)
-        matmul = 2 * d_model * width * (3 if project else 2) + 4 * width * self.block_width(d_model)
+        matmul = 4 * width * (self.input_width(d_model) + self.block_width(d_model))
+        matmul += 2 * width * d_model if project else 0
         return matmul + 2 * width * self.d_conv + 5 * width
 
     def state_bytes(self, d_model: int, context: int, itemsize: int) -> int:
