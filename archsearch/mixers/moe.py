@@ -114,6 +114,14 @@ class Router(nn.Module):
         if self.selection_bias is not None:
             self.selection_bias.zero_()
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Router:
+        """Casts, but the selection bias stays in float32 at least: its small steps would be lost."""
+        before = self.selection_bias
+        super()._apply(fn, recurse)
+        if before is not None and self.selection_bias is not None and self.selection_bias.itemsize < 4:
+            self.selection_bias = before.to(self.selection_bias.device, torch.float32)
+        return self
+
     def forward(self, x_nd: Tensor) -> tuple[Tensor, Tensor]:
         """The experts' scores (n, e), and the chosen experts (n, k), best first.
 

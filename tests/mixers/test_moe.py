@@ -245,6 +245,20 @@ def test_rebalancing_by_hand() -> None:
     torch.testing.assert_close(router.selection_bias - before, before.new_tensor([-0.25, 0, 0.25, 0.25]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_small_steps_are_not_rounded_away(dtype: torch.dtype) -> None:
+    router = router_of({"experts": 2, "selection_bias": True, "router": "sigmoid"}).float()
+    assert router.selection_bias is not None
+    router.selection_bias.fill_(0.7)
+    router = router.to(dtype)
+    for _ in range(10):
+        router.load_e += torch.tensor([1, 0])
+        router.rebalance()
+    assert router.selection_bias.dtype == torch.promote_types(dtype, torch.float32)
+    assert router.selection_bias.tolist() == pytest.approx([0.69, 0.71], rel=1e-5)
+    assert router.weight.dtype == dtype
+
+
 def test_moving_biases_spread_the_load() -> None:
     """A router that always prefers the same experts is led to use all of them."""
     router = router_of({"experts": 8, "router": "sigmoid", "selection_bias": True, "bias_rate": 0.02})

@@ -18,7 +18,7 @@ class Mlp(Layer):
 
     expand: hidden width / d_model; default: 4, or 8/3 rounded up to a multiple of 8 where the activation is
     gated. hidden: the hidden width itself, in place of expand. activation: between the two projections; those
-    that end in glu are gated, `_tanh` marks GELU's tanh form, relu2 is relu squared (arXiv 2109.08668).
+    with glu in their names are gated, tanh marks GELU's tanh form, relu2 is relu squared (arXiv 2109.08668).
     gate_scale: constant factor of what the activation reads. bias: of both projections.
     """
 

@@ -24,15 +24,15 @@ class Moe(Layer):
     where top_k is above 1, since a lone expert's weight would always be 1. renormalise_eps: added to that
     sum. routed_scale: constant factor of the weights. groups: the experts form this many groups of
     neighbours. top_groups: experts are chosen from this many groups only, those whose two best experts score
-    highest (arXiv 2412.19437); default: all. selection_bias: a number an expert, no parameter, that balances
-    the experts' loads (arXiv 2408.15664). bias_rate: how far an expert's selection bias moves after each
-    training step, up where its load was below the mean, down where above; 0 for never; default: 0.001 with
-    a selection bias. balance: coefficient of the load-balancing loss (arXiv 2101.03961), by which training
-    adds experts x sum of load x mean score, loads and scores being shares of a token's; default: 0.01, or 0
-    with a selection bias that moves. latent: width that the routed experts read and write, between two
-    projections of their own; default: none, they read and write the stream. shared: width of an expert that
-    every token uses besides. shared_gate: multiply its output by the sigmoid of a projection of the input.
-    bias: of the shared expert and the latent projections; routed experts and routers have none.
+    highest (arXiv 2412.19437); default: all. selection_bias: a number an expert, no parameter, that training
+    moves to balance the experts' loads (arXiv 2408.15664). bias_rate: how far it moves a training step, up
+    where the expert's load was below the mean, down where above; 0 for never; default: 0.001 with a
+    selection bias. balance: coefficient of the load-balancing loss in training (arXiv 2101.03961), experts x
+    the sum over experts of the share of tokens that use it x its mean score; default: 0.01, or 0 with a
+    selection bias that moves. latent: width that the routed experts read and write, between two projections
+    of their own; default: none, they read and write the stream. shared: width of an expert that every token
+    uses besides. shared_gate: multiply its output by the sigmoid of a projection of the input. bias: of the
+    shared expert and the latent projections; routed experts and routers have none.
     """
 
     kind = "moe"
