@@ -56,10 +56,11 @@ def loaded_modules(*arguments: str) -> set[str]:
         ("--help",),
         ("validate", "specs/samba_tiny.yaml", "search_spaces/quickstart.yaml"),
         ("show", "specs/samba_tiny.yaml"),
+        ("show", "specs/published/zamba2_7b.yaml", "--dtype", "bfloat16"),
         ("schema",),
         ("sweep", "--help"),
     ],
-    ids=lambda arguments: arguments[0] + ("-help" if "--help" in arguments[1:] else ""),
+    ids=lambda arguments: "-".join(arguments[:2]).replace("/", "_"),
 )
 def test_reading_commands_load_neither_torch_nor_ray(arguments: tuple[str, ...]) -> None:
     assert loaded_modules(*arguments) == set()
@@ -67,8 +68,9 @@ def test_reading_commands_load_neither_torch_nor_ray(arguments: tuple[str, ...])
 
 def test_the_library_is_valid() -> None:
     spaces = sorted((ROOT / "search_spaces").glob("*.yaml"))
-    done = archsearch("validate", *SPECS, *spaces)
-    assert done.stdout.count(": ok: ") == len(SPECS) + len(spaces)
+    published = sorted((ROOT / "specs" / "published").glob("*.yaml"))
+    done = archsearch("validate", *SPECS, *published, *spaces)
+    assert done.stdout.count(": ok: ") == len(SPECS) + len(published) + len(spaces)
 
 
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
