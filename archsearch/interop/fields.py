@@ -58,6 +58,11 @@ class Fields:
         except AttributeError:
             self.refuse(name, "is missing")
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """A field that not every config of the family has."""
+        self._known.add(name)
+        return getattr(self._config, name, default)
+
     def only(self, name: str, *allowed: Any) -> Any:
         """The field, which must be one of these values."""
         value = getattr(self, name)

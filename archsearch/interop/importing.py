@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from archsearch.compiler.model import LanguageModel
 from archsearch.interop.blueprint import Blueprint
 from archsearch.interop.families import family_of
-from archsearch.interop.weights import build, gather
+from archsearch.interop.weights import fill, gather, unfilled
 from archsearch.mixers.kernels import Mode
 from archsearch.spec.errors import SpecError
 from archsearch.spec.loading import load_spec, to_yaml
@@ -31,9 +31,10 @@ def from_transformers(
     """
     blueprint = plan(hf_model.config, ignore)
     spec = blueprint.spec()
+    model = unfilled(spec, str(hf_model.device), kernels)
     with torch.no_grad():
-        weights = gather(blueprint.rules, dict(hf_model.state_dict()))
-    return spec, build(spec, weights, kernels)
+        weights = gather(blueprint.rules, dict(hf_model.state_dict()), model)
+    return spec, fill(model, weights)
 
 
 def plan(config: Any, ignore: Collection[str] = ()) -> Blueprint:
@@ -62,8 +63,7 @@ def import_folder(source: Path, out: Path, ignore: Collection[str] = ()) -> Mode
         )
         held = dict(model.state_dict())
         del model  # so that each tensor is freed once it is copied
-        weights = gather(blueprint.rules, held)
-        build(spec, weights, kernels="native")
+        weights = gather(blueprint.rules, held, unfilled(spec))
     out.mkdir(parents=True, exist_ok=True)
     (out / SPEC).write_text(to_yaml(spec))
     if weights is not None:
@@ -76,7 +76,8 @@ def load_model(folder: str | Path, device: str = "cpu", kernels: Mode = "auto") 
     folder = Path(folder)
     if not (folder / WEIGHTS).exists():
         raise SpecError(f"{folder}: no imported model (expected {SPEC} and {WEIGHTS} in it)")
-    return build(load_spec(folder / SPEC), load_file(folder / WEIGHTS, device=device), kernels)
+    model = unfilled(load_spec(folder / SPEC), device, kernels)
+    return fill(model, load_file(folder / WEIGHTS, device=device))
 
 
 def _or_refuse(source: Path, read: Any) -> Any:

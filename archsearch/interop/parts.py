@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
 
+import torch
+
 from archsearch.interop.blueprint import Part, Trunk
 from archsearch.interop.fields import Fields
-from archsearch.interop.rules import CONV, Rule, Rules, linear
+from archsearch.interop.rules import CONV, Rule, Rules, linear, rows
 
 GATED = {"silu": "swiglu", "swish": "swiglu", "gelu": "geglu", "gelu_pytorch_tanh": "geglu_tanh"}
 """transformers' activation -> the gated MLP's activation here."""
@@ -26,15 +29,18 @@ def trunk(
     norm: str = "norm",
     unit_offset: bool = False,
     scales: Mapping[str, float | None] | None = None,
+    tied: bool | None = None,
 ) -> Trunk:
-    """Embedding, final norm and head, tied or not. scales: multipliers; one of 1 or None is left out."""
+    """Embedding, final norm and head. scales: multipliers; one of 1 or None is left out. tied: default: as
+    the config says."""
+    tied = c.tie_word_embeddings if tied is None else tied
     path = PurePath(c._name_or_path)
     values: dict[str, Any] = {
         "name": path.name if path.name and path.suffix != ".json" else c.model_type,
         "vocab_size": c.vocab_size,
         "d_model": c.hidden_size,
         "norm": {"eps": eps} | ({"unit_offset": True} if unit_offset else {}),
-        "embedding": {"tied": c.tie_word_embeddings},
+        "embedding": {"tied": tied},
     }
     if c.initializer_range:
         values["embedding"]["std"] = c.initializer_range
@@ -45,25 +51,53 @@ def trunk(
         Rule((f"{stem}.{embedding}.weight",), "embedding.weight"),
         Rule((f"{stem}.{norm}.weight",), "final_norm.weight"),
     ]
-    if not c.tie_word_embeddings:
+    if not tied:
         rules.append(Rule(("lm_head.weight",), "head.weight"))
     return Trunk(values, tuple(rules))
 
 
-def rope(c: Fields) -> dict[str, Any]:
-    """The field `rope` of attention, from transformers' `rope_parameters`."""
-    given = dict(c.rope_parameters)
+ROPE_SCALING: dict[str, dict[str, str]] = {
+    "default": {},
+    "linear": {"factor": "factor"},
+    "llama3": {
+        "factor": "factor",
+        "low_freq_factor": "low_freq_factor",
+        "high_freq_factor": "high_freq_factor",
+        "original_max_position_embeddings": "original_context",
+    },
+    "yarn": {
+        "factor": "factor",
+        "attention_factor": "attention_factor",
+        "beta_fast": "beta_fast",
+        "beta_slow": "beta_slow",
+        "truncate": "truncate",
+        "original_max_position_embeddings": "original_context",
+    },
+}
+"""transformers' rope_type -> its fields, and their names here."""
+
+
+def rope(c: Fields, harmless: Sequence[str] = ()) -> dict[str, Any]:
+    """The field `rope` of attention, from `rope_parameters`. harmless: keys of it that mean nothing here."""
+    given = {k: v for k, v in c.rope_parameters.items() if v is not None and k not in ("type", *harmless)}
     kind = given.pop("rope_type", "default")
-    given.pop("type", None)
-    found = {"theta": float(given.pop("rope_theta"))}
-    fraction = float(given.pop("partial_rotary_factor", None) or 1)
+    if kind not in ROPE_SCALING:
+        c.refuse("rope_parameters", f"rope_type {kind!r} is not supported")
+    found: dict[str, Any] = {"theta": float(given.pop("rope_theta"))}
+    fraction = float(given.pop("partial_rotary_factor", 1))
     if fraction != 1:
         found["fraction"] = fraction
-    if kind != "default":
-        c.refuse("rope_parameters", f"rope_type {kind!r} is not supported")
+    scaling = {ours: given.pop(theirs) for theirs, ours in ROPE_SCALING[kind].items() if theirs in given}
+    if scaling:
+        found["scaling"] = {"kind": kind, **scaling}
     for name in given:
         c.refuse("rope_parameters", f"{name!r} is unknown here, and it may change what the model computes")
     return found
+
+
+def width_root(c: Fields, dtype: str) -> float:
+    """sqrt(d_model) as a tensor of this dtype holds it: the embeddings' multiplier in Gemma's families."""
+    return float(torch.tensor(c.hidden_size**0.5, dtype=getattr(torch, dtype)))
 
 
 def attention(
@@ -85,6 +119,19 @@ def attention(
     return Part("attention", {"bias": bias, "output_bias": output_bias, **fields}, rules)
 
 
+def gated_attention(at: str, *, heads: int, head_dim: int, kv_heads: int, **fields: Any) -> Part:
+    """Attention whose q_proj gives, head by head, a query and then its gate; ours gives q, k, v, gate."""
+    part = attention(at, heads=heads, head_dim=head_dim, kv_heads=kv_heads, gate="channel", **fields)
+    q, kv = heads * head_dim, kv_heads * head_dim
+    of_heads = torch.arange(2 * q).view(heads, 2, head_dim)
+    order = torch.cat(
+        [of_heads[:, 0].flatten(), torch.arange(2 * q, 2 * q + 2 * kv), of_heads[:, 1].flatten()]
+    )
+    apart = ("layer.qkv_proj.weight", "layer.qkv_proj.bias")
+    rules = (replace(rule, join=rows(order)) if rule.ours in apart else rule for rule in part.rules)
+    return replace(part, rules=tuple(rules))
+
+
 def mlp(
     at: str,
     *,
@@ -100,11 +147,46 @@ def mlp(
     return Part("mlp", {"bias": bias, **fields}, rules)
 
 
+def moe(
+    at: str,
+    *,
+    up: str = "gate_up_proj",
+    gate: str = "gate",
+    selection_bias: str | None = None,
+    shared: Part | None = None,
+    shared_gate: str | None = None,
+    latent_names: Sequence[str] = (),
+    bias: bool = False,
+    **fields: Any,
+) -> Part:
+    """Experts are held side by side by both sides, the gate's rows before the values'.
+
+    gate: the source's router. selection_bias, shared_gate, latent_names (down, up): those that it has.
+    shared: its shared expert, an mlp. bias: of the latent projections, and of the shared expert.
+    """
+    rules = linear(f"{at}.{gate}", "layer.router")
+    rules += (Rule((f"{at}.experts.{up}",), "layer.experts.up_proj"),)
+    rules += (Rule((f"{at}.experts.down_proj",), "layer.experts.down_proj"),)
+    if selection_bias:
+        rules += (Rule((f"{at}.{selection_bias}",), "layer.router.selection_bias"),)
+    for name, ours in zip(latent_names, ("latent_down", "latent_up"), strict=False):
+        rules += linear(f"{at}.{name}", f"layer.{ours}", bias)
+    if shared is not None:
+        fields["shared"] = shared.fields["hidden"]
+        rules += tuple(
+            replace(rule, ours=rule.ours.replace("layer.", "layer.shared.", 1)) for rule in shared.rules
+        )
+    if shared_gate:
+        rules += linear(f"{at}.{shared_gate}", "layer.shared_gate")
+    given = {"selection_bias": bool(selection_bias), "shared_gate": bool(shared_gate), "bias": bias}
+    return Part("moe", {**given, **fields}, rules)
+
+
 def mamba2(
     at: str, *, d_model: int, heads: int, bias: bool = False, conv_bias: bool = True, **fields: Any
 ) -> Part:
     """The source's in_proj gives z, x, B, C, dt, as ours does."""
-    rules = linear(f"{at}.in_proj", "layer.in_proj", bias) + _conv(f"{at}.conv1d", "layer.conv", conv_bias)
+    rules = linear(f"{at}.in_proj", "layer.in_proj", bias) + conv(f"{at}.conv1d", "layer.conv", conv_bias)
     rules += tuple(Rule((f"{at}.{name}",), f"layer.{name}") for name in ("dt_bias", "A_log", "D"))
     if fields.get("gated_norm") != "none":
         rules += (Rule((f"{at}.norm.weight",), "layer.norm.weight"),)
@@ -113,7 +195,55 @@ def mamba2(
     return Part("mamba2", {"bias": bias, "conv_bias": conv_bias, **fields}, rules)
 
 
-def _conv(theirs: str, ours: str, bias: bool) -> Rules:
+def mamba1(at: str, *, bias: bool = False, conv_bias: bool = True, **fields: Any) -> Part:
+    """The source's in_proj gives x, z, its x_proj dt, B, C, as ours do."""
+    rules = linear(f"{at}.in_proj", "layer.in_proj", bias) + conv(f"{at}.conv1d", "layer.conv", conv_bias)
+    rules += linear(f"{at}.x_proj", "layer.x_proj") + linear(f"{at}.dt_proj", "layer.dt_proj", bias=True)
+    rules += tuple(Rule((f"{at}.{name}",), f"layer.{name}") for name in ("A_log", "D"))
+    rules += linear(f"{at}.out_proj", "layer.out_proj", bias)
+    return Part("mamba1", {"bias": bias, "conv_bias": conv_bias, **fields}, rules)
+
+
+def gated_deltanet(
+    at: str, *, into: Sequence[str], norm: str = "norm", out: str = "out_proj", **fields: Any
+) -> Part:
+    """into: the projections whose rows are, in this order, those of q, k, v, z, b, a."""
+    rules = linear((f"{at}.{name}" for name in into), "layer.in_proj")
+    rules += conv(f"{at}.conv1d", "layer.conv", bias=False)
+    rules += tuple(Rule((f"{at}.{name}",), f"layer.{name}") for name in ("dt_bias", "A_log"))
+    rules += (Rule((f"{at}.{norm}.weight",), "layer.norm.weight"),)
+    return Part("gated_deltanet", fields, rules + linear(f"{at}.{out}", "layer.out_proj"))
+
+
+def gated_conv(at: str, *, bias: bool, **fields: Any) -> Part:
+    """The source's in_proj gives B, C, x, as ours does; its one bias is of all three modules."""
+    rules = linear(f"{at}.in_proj", "layer.in_proj", bias) + conv(f"{at}.conv", "layer.conv", bias)
+    rules += linear(f"{at}.out_proj", "layer.out_proj", bias)
+    return Part("gated_conv", {"bias": bias, "conv_bias": bias, **fields}, rules)
+
+
+def rglru(at: str, **fields: Any) -> Part:
+    """Our modules carry the names of RecurrentGemma's."""
+    rules = conv(f"{at}.conv_1d", "layer.conv_1d", bias=True)
+    for name in ("linear_y", "linear_x", "linear_out"):
+        rules += linear(f"{at}.{name}", f"layer.{name}", bias=True)
+    gates = [f"{gate}_gate_{part}" for gate in ("input", "recurrent") for part in ("weight", "bias")]
+    for name in ("recurrent_param", *gates):
+        rules += (Rule((f"{at}.rg_lru.{name}",), f"layer.rg_lru.{name}"),)
+    return Part("rglru", fields, rules)
+
+
+def parallel(branches: Sequence[Part], merge: Any) -> Part:
+    """Branches of one layer each that read the same input."""
+    rules = tuple(
+        rule.under(f"layer.branches.{i}.0") for i, part in enumerate(branches) for rule in part.rules
+    )
+    entries = [[{part.kind: part.fields}] for part in branches]
+    return Part("parallel", {"branches": entries, "merge": merge}, rules)
+
+
+def conv(theirs: str, ours: str, bias: bool) -> Rules:
+    """A depthwise convolution."""
     weight = Rule((f"{theirs}.weight",), f"{ours}.weight", CONV)
     return (weight, Rule((f"{theirs}.bias",), f"{ours}.bias")) if bias else (weight,)
 

@@ -42,9 +42,10 @@ def build(fields: Fields, seed: int = 0) -> Any:
 def perturb(model: nn.Module, generator: torch.Generator) -> nn.Module:
     """No norm, bias or scale is left at its neutral value."""
     with torch.no_grad():
-        for parameter in model.parameters():
-            size = 0.3 if parameter.ndim == 1 else 0.03
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=size)
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if isinstance(tensor, nn.Parameter) or "bias" in name:
+                size = 0.3 if tensor.ndim == 1 else 0.03
+                tensor.add_(torch.randn(tensor.shape, generator=generator), alpha=size)
     return model
 
 
@@ -151,4 +152,218 @@ def ssm(draw: Draw) -> Fields:
         "mamba_d_conv": draw.choice([3, 4]),
         "mamba_conv_bias": coin(draw),
         "mamba_proj_bias": coin(draw),
+    }
+
+
+@family
+def mamba(draw: Draw) -> Fields:
+    return stack(draw) | {
+        "config": "MambaConfig",
+        "state_size": draw.choice([5, 8]),
+        "expand": draw.choice([1, 2]),
+        "time_step_rank": draw.choice(["auto", 5]),
+        "conv_kernel": draw.choice([3, 4]),
+        "use_bias": coin(draw),
+        "use_conv_bias": coin(draw),
+    }
+
+
+@family
+def falcon_mamba(draw: Draw) -> Fields:
+    return mamba(draw) | {"config": "FalconMambaConfig", "mixer_rms_eps": draw.choice([1e-6, 1e-3])}
+
+
+@family
+def qwen3(draw: Draw) -> Fields:
+    fields = stack(draw)
+    kinds = types(draw, fields["num_hidden_layers"], ("full_attention", "sliding_attention"))
+    return (
+        fields
+        | heads(draw)
+        | {
+            "config": "Qwen3Config",
+            "head_dim": draw.choice([8, 20]),
+            "attention_bias": coin(draw),
+            "use_sliding_window": True,
+            "sliding_window": draw.choice([7, 16]),
+            "layer_types": kinds,
+        }
+    )
+
+
+@family
+def gemma2(draw: Draw) -> Fields:
+    return (
+        stack(draw)
+        | heads(draw)
+        | {
+            "config": "Gemma2Config",
+            "head_dim": draw.choice([8, 20]),
+            "query_pre_attn_scalar": draw.choice([8, 24]),
+            "sliding_window": draw.choice([7, 16]),
+            "attention_bias": coin(draw),
+            "attn_logit_softcapping": draw.choice([None, 1.5]),
+            "final_logit_softcapping": draw.choice([None, 2.0]),
+        }
+    )
+
+
+@family
+def granite(draw: Draw) -> Fields:
+    fields = stack(draw)
+    kinds = types(draw, fields["num_hidden_layers"], ("linear_attention", "full_attention"))
+    return (
+        fields
+        | heads(draw)
+        | ssm(draw)
+        | {
+            "config": "GraniteMoeHybridConfig",
+            "layer_types": kinds,
+            "shared_intermediate_size": draw.choice([40, 72]),
+            "num_local_experts": 0,
+            "position_embedding_type": draw.choice([None, "rope"]),
+            "attention_bias": coin(draw),
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.6,
+            "attention_multiplier": 0.4,
+            "logits_scaling": 1.7,
+        }
+    )
+
+
+@family
+def lfm2(draw: Draw) -> Fields:
+    fields = stack(draw)
+    kinds = types(draw, fields["num_hidden_layers"], ("conv", "full_attention"))
+    return (
+        fields
+        | heads(draw)
+        | {
+            "config": "Lfm2Config",
+            "layer_types": kinds,
+            "conv_bias": coin(draw),
+            "conv_L_cache": draw.choice([3, 4]),
+            "block_auto_adjust_ff_dim": coin(draw),
+            "block_ffn_dim_multiplier": draw.choice([None, 1.3]),
+            "block_multiple_of": 8,
+        }
+    )
+
+
+@family
+def falcon_h1(draw: Draw) -> Fields:
+    """Not with a norm before the gate and groups at once: transformers cannot decode that."""
+    return (
+        stack(draw)
+        | heads(draw)
+        | ssm(draw)
+        | {
+            "config": "FalconH1Config",
+            "mamba_d_ssm": draw.choice([48, 96]),
+            "mamba_proj_bias": False,
+            "mamba_rms_norm": coin(draw),
+            "mamba_norm_before_gate": coin(draw),
+            "attention_bias": coin(draw),
+            "mlp_bias": coin(draw),
+            "embedding_multiplier": 3.0,
+            "lm_head_multiplier": 0.7,
+            "mlp_multipliers": [0.8, 1.3],
+            "key_multiplier": 0.6,
+            "attention_in_multiplier": 1.4,
+            "attention_out_multiplier": 0.9,
+            "ssm_multipliers": [0.7, 1.2, 0.8, 1.1, 0.6],
+            "ssm_in_multiplier": 1.3,
+            "ssm_out_multiplier": 0.8,
+        }
+    )
+
+
+@family
+def nemotron_h(draw: Draw) -> Fields:
+    kinds = ["linear_attention", "full_attention", "mlp", "linear_attention", "moe"]
+    draw.shuffle(kinds)
+    fields = stack(draw) | heads(draw)
+    del fields["num_hidden_layers"]
+    return fields | {
+        "config": "NemotronHConfig",
+        "layers_block_type": kinds,
+        "head_dim": draw.choice([8, 20]),
+        "mamba_num_heads": draw.choice([3, 6]),
+        "mamba_head_dim": 16,
+        "ssm_state_size": draw.choice([8, 12]),
+        "n_groups": draw.choice([1, 3]),
+        "conv_kernel": draw.choice([3, 4]),
+        "use_conv_bias": coin(draw),
+        "use_bias": coin(draw),
+        "mlp_bias": coin(draw),
+        "n_routed_experts": 6,
+        "n_group": draw.choice([1, 3]),
+        "topk_group": 1,
+        "norm_topk_prob": coin(draw),
+        "routed_scaling_factor": 1.7,
+        "moe_intermediate_size": 40,
+        "moe_shared_expert_intermediate_size": 24,
+        "moe_latent_size": draw.choice([None, 20]),
+    }
+
+
+@family
+def qwen3_5(draw: Draw) -> Fields:
+    fields = stack(draw)
+    kinds = types(draw, fields["num_hidden_layers"], ("linear_attention", "full_attention"))
+    return (
+        fields
+        | heads(draw)
+        | delta(draw)
+        | {
+            "config": "Qwen3_5TextConfig",
+            "layer_types": kinds,
+            "head_dim": draw.choice([8, 16]),
+            "attention_bias": coin(draw),
+        }
+    )
+
+
+def delta(draw: Draw) -> Fields:
+    """Heads of a gated DeltaNet: keys, and one or more values for each."""
+    keys = draw.choice([2, 3])
+    return {
+        "linear_num_key_heads": keys,
+        "linear_num_value_heads": keys * draw.choice([1, 2]),
+        "linear_key_head_dim": draw.choice([8, 12]),
+        "linear_value_head_dim": draw.choice([8, 20]),
+        "linear_conv_kernel_dim": draw.choice([3, 4]),
+    }
+
+
+@family
+def olmo_hybrid(draw: Draw) -> Fields:
+    fields = stack(draw)
+    kinds = types(draw, fields["num_hidden_layers"], ("linear_attention", "full_attention"))
+    return (
+        fields
+        | heads(draw)
+        | delta(draw)
+        | {
+            "config": "OlmoHybridConfig",
+            "layer_types": kinds,
+            "attention_bias": coin(draw),
+            "linear_allow_neg_eigval": coin(draw),
+        }
+    )
+
+
+@family
+def recurrent_gemma(draw: Draw) -> Fields:
+    heads, kv = draw.choice([(3, 1), (6, 2), (3, 3)])
+    return stack(draw) | {
+        "config": "RecurrentGemmaConfig",
+        "num_hidden_layers": draw.randint(3, 5),
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+        "intermediate_size": draw.choice([80, 144]),
+        "attention_window_size": draw.choice([7, 16]),
+        "attention_bias": coin(draw),
+        "conv1d_width": draw.choice([3, 4]),
+        "logits_soft_cap": draw.choice([2.0, 30.0]),
     }

@@ -1,10 +1,37 @@
 """One table a family of transformers models; near-twins share a file."""
 
 from archsearch.interop.blueprint import Family
-from archsearch.interop.families import bamba, llama, mamba2
+from archsearch.interop.families import (
+    bamba,
+    falcon_h1,
+    gemma2,
+    granite,
+    lfm2,
+    llama,
+    mamba,
+    mamba2,
+    nemotron_h,
+    olmo_hybrid,
+    qwen3_5,
+    recurrent_gemma,
+)
 from archsearch.spec.errors import SpecError, nearest
 
-ALL: tuple[Family, ...] = (bamba.FAMILY, llama.FAMILY, mamba2.FAMILY)
+ALL: tuple[Family, ...] = (
+    bamba.FAMILY,
+    falcon_h1.FAMILY,
+    gemma2.FAMILY,
+    granite.FAMILY,
+    lfm2.FAMILY,
+    llama.LLAMA,
+    llama.QWEN3,
+    mamba.FAMILY,
+    mamba2.FAMILY,
+    nemotron_h.FAMILY,
+    olmo_hybrid.FAMILY,
+    qwen3_5.FAMILY,
+    recurrent_gemma.FAMILY,
+)
 
 FAMILIES: dict[str, Family] = {word: family for family in ALL for word in family.model_types}
 """`model_type` of a config -> its family."""

@@ -30,6 +30,7 @@ def attention(c: Fields, at: str) -> Part:
         f"{at}.self_attn",
         heads=c.num_attention_heads,
         kv_heads=c.num_key_value_heads,
+        head_dim=c.get("head_dim"),
         rope=parts.rope(c),
         bias=c.attention_bias,
         output_bias=c.attention_bias,

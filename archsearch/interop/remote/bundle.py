@@ -1,0 +1,75 @@
+"""archsearch's own source files as the flat modules that transformers loads from a model's folder.
+
+transformers copies the files that a module imports relatively, one folder deep: `archsearch.mixers.mamba2`
+becomes archsearch_mixers_mamba2.py beside the others. Nothing in them is rewritten but the imports.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+PACKAGE = "archsearch"
+HERE = "archsearch.interop.remote."
+ROOTS = (f"{HERE}configuration_archsearch", f"{HERE}modeling_archsearch")
+
+
+def write_code(folder: Path) -> None:
+    """The two modules that transformers asks for, and every file of archsearch that they need."""
+    waiting, done = list(ROOTS), set()
+    while waiting:
+        module = waiting.pop()
+        if module in done:
+            continue
+        done.add(module)
+        tree, lines = _read(module)
+        waiting += _replace_imports(tree, lines)
+        _drop_loops_over_modules(tree, lines)
+        (folder / f"{flat(module)}.py").write_text("".join(lines))
+
+
+def flat(module: str) -> str:
+    """The module's name in the folder."""
+    return module.removeprefix(HERE).replace(".", "_")
+
+
+def _read(module: str) -> tuple[ast.Module, list[str]]:
+    found = find_spec(module)
+    assert found is not None
+    assert found.origin is not None
+    text = Path(found.origin).read_text()
+    return ast.parse(text), text.splitlines(keepends=True)
+
+
+def _replace_imports(tree: ast.Module, lines: list[str]) -> Iterator[str]:
+    """Make imports from archsearch relative, in place; the modules that they name."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom) or (node.module or "").split(".")[0] != PACKAGE:
+            continue
+        assert node.module is not None
+        inner = f"{node.module}.{node.names[0].name}"
+        if _is_module(inner):  # `from archsearch.spec import merges`
+            name = node.names[0].asname or node.names[0].name
+            old, new = f"from {node.module} import {ast.unparse(node.names[0])}", f"from . import {flat(inner)} as {name}"
+        else:
+            inner = node.module
+            old, new = f"from {inner} import", f"from .{flat(inner)} import"
+        lines[node.lineno - 1] = lines[node.lineno - 1].replace(old, new)
+        yield inner
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # its parent is a module, not a package
+        return False
+
+
+def _drop_loops_over_modules(tree: ast.Module, lines: list[str]) -> None:
+    """A package that loads all its modules becomes a file without any; whoever needs one imports it."""
+    for node in tree.body:
+        if isinstance(node, ast.For) and "iter_modules" in ast.unparse(node.iter):
+            for i in range(node.lineno - 1, node.end_lineno or node.lineno):
+                lines[i] = ""

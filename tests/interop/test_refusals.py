@@ -1,0 +1,124 @@
+"""What cannot be imported is refused by name: families, config fields, weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from archsearch.interop import from_transformers
+from archsearch.interop.families import ALL
+from archsearch.interop.importing import plan
+from archsearch.interop.weights import gather, unfilled
+from archsearch.spec import SpecError
+
+from .sources import build as source_of
+
+
+def llama(**fields: Any) -> Any:
+    small = {"hidden_size": 48, "num_attention_heads": 3, "intermediate_size": 40, "num_hidden_layers": 2}
+    return transformers.LlamaConfig(**{"vocab_size": 96, **small, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"attention_temperature": 2}, "llama config: attention_temperature: 2: unknown here"),
+        ({"hidden_act": "tanh"}, "llama config: hidden_act: 'tanh' is not supported"),
+        ({"quantization_config": {"bits": 4}}, "llama config: quantization_config: "),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+            "llama config: rope_parameters: rope_type 'dynamic' is not supported",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "wavelength": 3}},
+            "llama config: rope_parameters: 'wavelength' is unknown here",
+        ),
+        (
+            {"num_key_value_heads": 2},
+            "llama: as a spec, defaults.attention.kv_heads: 2 kv_heads do not divide",
+        ),
+    ],
+    ids=["unknown", "activation", "quantised", "rope type", "rope key", "heads"],
+)
+def test_config(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError) as refused:
+        plan(llama(**fields)).spec()
+    assert str(refused.value).startswith(message)
+
+
+def test_a_field_that_the_user_vouches_for() -> None:
+    assert plan(llama(attention_temperature=2), ignore=["attention_temperature"]).spec().d_model == 48
+
+
+def test_a_null_field_is_no_field() -> None:
+    assert plan(llama(attention_temperature=None)).spec().hash == plan(llama()).spec().hash
+
+
+def test_a_value_that_a_family_cannot_have() -> None:
+    config = transformers.Mamba2Config(hidden_act="gelu")
+    with pytest.raises(SpecError, match=r"^mamba2 config: hidden_act: expected 'silu', found 'gelu'$"):
+        plan(config)
+
+
+def test_a_kind_of_layer_that_a_family_does_not_have() -> None:
+    config = transformers.NemotronHConfig(layers_block_type=["mamba", "mlp"])
+    config.layers_block_type[1] = "conv"
+    with pytest.raises(SpecError, match=r"^nemotron_h config: layer_types: layer 1 is 'conv'; expected"):
+        plan(config)
+
+
+def test_family() -> None:
+    with pytest.raises(SpecError, match=r"^model_type 'gpt2' cannot be imported; expected one of: bamba, "):
+        plan(transformers.GPT2Config())
+
+
+def test_ignored_fields_have_reasons_and_exist() -> None:
+    """An ignored field that its family's config does not have guards against nothing."""
+    for family in ALL:
+        for word in family.model_types:
+            config = transformers.AutoConfig.for_model(word)
+            missing = [name for name in family.ignored if name not in config.to_dict()]
+            assert not missing or len(family.model_types) > 1, (word, missing)
+            assert all(family.ignored.values())
+
+
+def test_a_weight_that_has_no_place() -> None:
+    hf = transformers.LlamaForCausalLM(llama())
+    hf.model.layers[1].mlp.register_parameter("temperature", torch.nn.Parameter(torch.ones(3)))
+    with pytest.raises(SpecError, match=r"^weights: model.layers.1.mlp.temperature \(3\) has no place here$"):
+        from_transformers(hf)
+
+
+def test_a_weight_that_is_missing() -> None:
+    hf = transformers.LlamaForCausalLM(llama())
+    del hf.model.norm.weight
+    with pytest.raises(SpecError, match=r"^weights: model.norm.weight is missing \(it goes to final_norm"):
+        from_transformers(hf)
+
+
+def test_a_weight_of_another_shape() -> None:
+    hf = transformers.LlamaForCausalLM(llama())
+    hf.model.layers[0].mlp.up_proj.weight = torch.nn.Parameter(torch.zeros(39, 48))
+    message = (
+        r"^weights: layers.1.layer.up_proj.weight \(80 x 48\) cannot be made of "
+        r"model.layers.0.mlp.gate_proj.weight \(40 x 48\), model.layers.0.mlp.up_proj.weight \(39 x 48\)$"
+    )
+    with pytest.raises(SpecError, match=message):
+        from_transformers(hf)
+
+
+def test_a_weight_of_ours_that_nothing_goes_to() -> None:
+    blueprint, hf = plan(llama()), transformers.LlamaForCausalLM(llama())
+    source = {k: v for k, v in hf.state_dict().items() if k != "model.embed_tokens.weight"}
+    with pytest.raises(SpecError, match=r"^weights: nothing goes to embedding.weight$"):
+        gather(blueprint.rules[1:], source, unfilled(blueprint.spec()))
+
+
+def test_the_copy_shares_no_memory_with_its_source() -> None:
+    hf = source_of({"config": "LlamaConfig", **llama().to_dict()})
+    _, ours = from_transformers(hf)
+    theirs = {tensor.data_ptr() for tensor in hf.state_dict().values()}
+    assert not theirs & {tensor.data_ptr() for tensor in ours.state_dict().values()}
