@@ -121,7 +121,7 @@ def _layer_table(context: int, cost: ModelCost) -> Table:
     table.add_column("FLOPs/token", _flops(total), justify="right")
     table.add_column(f"state @ {context:,}", _bytes(total.state_bytes), justify="right")
     table.add_row("embedding", "", *_cells(cost.embedding))
-    for row in _rows(cost.layers, 0):
+    for row in _rows(cost.layers):
         table.add_row(*row)
     table.add_row("head", "", *_cells(cost.head))
     return table
@@ -179,34 +179,26 @@ def _key(layer: LayerCost) -> Any:
     return layer.kind, layer.cost, branches, layer.merge
 
 
-def _rows(layers: Sequence[LayerCost], depth: int) -> Iterator[tuple[str, ...]]:
-    """Rows of a stack. A run's row is the sum of its layers; the rows indented below it are of the first."""
+def _rows(layers: Sequence[LayerCost], depth: int = 0, within: str = "") -> Iterator[tuple[str, ...]]:
+    """Rows of a stack. A run's row is the sum of its layers; the rows indented below it are of the first.
+
+    within: path of the layer that holds the stack; names leave it out.
+    """
     for run in fold(layers):
-        first, indent = run.layers[0], "  " * depth
-        name = _name(first, depth)
+        first = run.layers[0]
+        name = "  " * depth + first.path.removeprefix(f"{within}.")
         if run.count > 1:
             name += f"-{run.last.path.rsplit('.', 1)[1]}"
         if len(run.layers) == 1:
-            kind = first.kind if run.count == 1 else f"{first.kind} (x{run.count})"
-            yield indent + name, kind, *_cells(run.cost)
-            yield from _inner_rows(first, depth + 1)
+            kind = first.kind if run.count == 1 else f"{first.kind} x{run.count}"
+            yield name, kind, *_cells(run.cost)
+            for branch in first.branches:
+                yield from _rows(branch, depth + 1, first.path)
+            if first.merge is not None:
+                yield f"{'  ' * (depth + 1)}merge", first.merge[0], *_cells(first.merge[1])
         else:
-            yield indent + name, f"{len(run.layers)} layers (x{run.count})", *_cells(run.cost)
-            yield from _rows(run.layers, depth + 1)
-
-
-def _inner_rows(layer: LayerCost, depth: int) -> Iterator[tuple[str, ...]]:
-    """Below a layer of several: rows for what it holds, and for the merge."""
-    for branch in layer.branches:
-        yield from _rows(branch, depth)
-    if layer.merge is not None:
-        yield f"{'  ' * depth}merge", layer.merge[0], *_cells(layer.merge[1])
-
-
-def _name(layer: LayerCost, depth: int) -> str:
-    """The layer's path; inside another layer, the rest of it."""
-    parts = layer.path.split(".")
-    return ".".join(parts if depth == 0 or len(parts) <= 2 else parts[-3:])
+            yield name, f"{len(run.layers)} layers x{run.count}", *_cells(run.cost)
+            yield from _rows(run.layers, depth + 1, within)
 
 
 def _sum(layers: Iterable[LayerCost]) -> Cost:

@@ -115,5 +115,5 @@ def test_the_printed_summary(capsys: pytest.CaptureFixture[str]) -> None:
         "branches.1.0",
         "merge",
     ]
-    assert rows[0][1:4] == ["3", "layers", "(x3)"]
+    assert rows[0][1:4] == ["3", "layers", "x3"]
     assert rows[0][4] == f"{3 * sum(layer.cost.params for layer in costs[4096].layers[:3]):,}"
