@@ -1,6 +1,7 @@
 """Causal softmax attention of queries to keys and values: whole sequences, and one token against a cache.
 
-Shape suffixes: b batch, l length, h query heads, g key/value heads, e head_dim, t key tokens.
+Shape suffixes: b batch, l length, h query heads, g key/value heads, x any heads, e head_dim, t key tokens,
+n blocks, s tokens of a block.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from archsearch.mixers.cache import KvCache
 from archsearch.mixers.kernels import Kernels
+
+LEAST_BLOCK = 64
+"""Tokens of a block of windowed attention, or the window where that is wider."""
 
 
 def causal_attention(
@@ -39,24 +43,41 @@ def causal_attention(
         y = kernel(q, k, v, softmax_scale=scale, causal=True, window_size=sizes, softcap=softcap or 0.0)
         return y.transpose(1, 2)
     length = q_bhle.shape[2]
+    if window is not None and length >= 4 * max(window, LEAST_BLOCK):
+        q, k, v, seen = _in_blocks(q_bhle, k_bgle, v_bgle, window, mask_bl)
+        y = _attend(q, k, v, seen, scale, softcap, sinks_h)
+        return y.unflatten(0, (len(q_bhle), -1)).transpose(1, 2).flatten(2, 3)[:, :, :length]
     plain = mask_bl is None and softcap is None and (window is None or window >= length)
     allowed = None if plain else _visible(length, window, mask_bl, q_bhle.device)
+    return _attend(q_bhle, k_bgle, v_bgle, allowed, scale, softcap, sinks_h)
+
+
+def _attend(
+    q_bhle: Tensor,
+    k_bgte: Tensor,
+    v_bgte: Tensor,
+    allowed: Tensor | None,
+    scale: float,
+    softcap: float | None,
+    sinks_h: Tensor | None,
+) -> Tensor:
+    """allowed: as of `explicit_attention`; None for a causal square."""
     if softcap is not None:
         return explicit_attention(
-            q_bhle, k_bgle, v_bgle, allowed, scale=scale, softcap=softcap, sinks_h=sinks_h
+            q_bhle, k_bgte, v_bgte, allowed, scale=scale, softcap=softcap, sinks_h=sinks_h
         )
-    q, k, v = q_bhle, k_bgle, v_bgle
+    q, k, v = q_bhle, k_bgte, v_bgte
     if sinks_h is not None:
         q, k, v = _with_sink(q, k, v, sinks_h / scale)
         allowed = None if allowed is None else F.pad(allowed, (1, 0, 1, 0), value=True)
     # Fused kernels want one width for all three; without one, all scores would be written out.
-    widest = max(q.shape[-1], v.shape[-1])
+    width, widest = v_bgte.shape[-1], max(q.shape[-1], v.shape[-1])
     q, k, v = (t if t.shape[-1] == widest else F.pad(t, (0, widest - t.shape[-1])) for t in (q, k, v))
     grouped = q.shape[1] != k.shape[1]
     y = F.scaled_dot_product_attention(
         q, k, v, attn_mask=allowed, is_causal=allowed is None, scale=scale, enable_gqa=grouped
     )
-    return y if sinks_h is None and widest == width else y[:, :, -length:, :width]
+    return y if sinks_h is None and widest == width else y[:, :, -q_bhle.shape[2] :, :width]
 
 
 def attend_to_cache(
@@ -128,6 +149,36 @@ def _visible(length: int, window: int | None, mask_bl: Tensor | None, device: to
     age = at[:, None] - at[None, :]
     seen = age >= 0 if window is None else (age >= 0) & (age < window)
     return seen if mask_bl is None else (seen & mask_bl[:, None, None, :]) | (age == 0)
+
+
+def _in_blocks(
+    q_bhle: Tensor, k_bgle: Tensor, v_bgle: Tensor, window: int, mask_bl: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Blocks of s >= window tokens as sequences of their own: queries (b n, h, s, e), keys and values
+    (b n, g, 2 s, e) of the block and the one before it, and what each query sees (b n, 1, s, 2 s).
+
+    Work and memory then grow with length x window, not with length squared.
+    """
+    batch, length, size = len(q_bhle), q_bhle.shape[2], max(window, LEAST_BLOCK)
+    count = -(-length // size)
+
+    def blocks(t_bxle: Tensor) -> Tensor:
+        padded = F.pad(t_bxle, (0, 0, 0, count * size - length))
+        return padded.unflatten(2, (count, size)).transpose(1, 2)
+
+    def with_last(t_bnxse: Tensor) -> Tensor:
+        last = F.pad(t_bnxse[:, :-1], (0, 0) * 3 + (1, 0))
+        return torch.cat([last, t_bnxse], dim=3).flatten(0, 1)
+
+    at = torch.arange(2 * size, device=q_bhle.device)
+    age = at[size:, None] - at
+    seen = ((age >= 0) & (age < window)).repeat(batch, count, 1, 1, 1)
+    seen[:, 0, :, :, :size] = False
+    if mask_bl is not None:
+        mask_bnxse = blocks(mask_bl[:, None, :, None])
+        seen = (seen & with_last(mask_bnxse).view(batch, count, 1, 1, -1)) | (age == 0)
+    q = blocks(q_bhle).flatten(0, 1)
+    return q, with_last(blocks(k_bgle)), with_last(blocks(v_bgle)), seen.flatten(0, 1)
 
 
 def _with_sink(

@@ -5,6 +5,8 @@ Shape suffixes: b batch, l query position, t key position, h query heads, g key/
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from contract.building import random
@@ -12,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from archsearch.mixers.attend import attend_to_cache, causal_attention
+from archsearch.mixers import attend
+from archsearch.mixers.attend import attend_to_cache, causal_attention, explicit_attention
 from archsearch.mixers.cache import last_tokens
 from archsearch.mixers.kernels import Choice, Kernels
 
@@ -46,6 +49,7 @@ def brute_force(
 @given(
     length=st.integers(1, 9),
     window=st.one_of(st.none(), st.integers(1, 10)),
+    block=st.sampled_from([1, 2, 64]),
     groups=st.integers(1, 2),
     shared=st.integers(1, 3),
     softcap=st.sampled_from([None, 0.5, 3.0]),
@@ -56,6 +60,7 @@ def brute_force(
 def test_every_form_is_that_of_brute_force(
     length: int,
     window: int | None,
+    block: int,
     groups: int,
     shared: int,
     softcap: float | None,
@@ -79,8 +84,11 @@ def test_every_form_is_that_of_brute_force(
 
 
 @pytest.mark.parametrize("softcap", [None, 0.7])
-@pytest.mark.parametrize("window", [None, 3])
-def test_gradients_of_every_input_are_those_of_brute_force(softcap: float | None, window: int | None) -> None:
+@pytest.mark.parametrize(("window", "block"), [(None, 64), (3, 64), (1, 1)])
+def test_gradients_of_every_input_are_those_of_brute_force(
+    softcap: float | None, window: int | None, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attend, "LEAST_BLOCK", block)
     mask_bl = torch.arange(6) >= torch.tensor([[0], [2]])
     inputs = [random(2, 4, 6, 4), random(2, 2, 6, 4, seed=1), random(2, 2, 6, 4, seed=2), random(4, seed=3)]
     weights = random(2, 4, 6, 4, seed=4) * mask_bl[:, None, :, None]
@@ -93,6 +101,23 @@ def test_gradients_of_every_input_are_those_of_brute_force(softcap: float | None
 
     pairs = zip(gradients(causal_attention, kernels=Kernels()), gradients(brute_force), strict=True)
     for found, truth in pairs:
+        torch.testing.assert_close(found, truth, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("window", "length"), [(5, 256), (64, 300), (70, 281)])
+@pytest.mark.parametrize("forms", [{}, {"softcap": 1.0}, {"sinks_h": random(4, seed=3)}], ids="+".join)
+def test_long_sequences_in_a_window_are_those_of_a_whole_mask(
+    window: int, length: int, forms: dict[str, Any]
+) -> None:
+    q, k, v = random(2, 4, length, 8), random(2, 2, length, 8, seed=1), random(2, 2, length, 8, seed=2)
+    mask_bl = torch.arange(length) >= torch.tensor([[0], [100]])
+    age = torch.arange(length)[:, None] - torch.arange(length)
+    for mask in (None, mask_bl):
+        allowed = (age >= 0) & (age < window)
+        if mask is not None:
+            allowed = (allowed & mask[:, None, None]) | (age == 0)
+        truth = explicit_attention(q, k, v, allowed, scale=0.5, **forms)
+        found = causal_attention(q, k, v, scale=0.5, window=window, kernels=Kernels(), mask_bl=mask, **forms)
         torch.testing.assert_close(found, truth, rtol=1e-10, atol=1e-12)
 
 
