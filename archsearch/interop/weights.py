@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from archsearch.compiler.model import LanguageModel
 from archsearch.interop.rules import Rule, Rules
+from archsearch.interop.unallocated import Unallocated
 from archsearch.mixers.kernels import Mode, choose_kernels
 from archsearch.spec.errors import SpecError
 from archsearch.spec.model import ModelSpec
 
 
-class _Unallocated(TorchFunctionMode):
-    """Tensors made by `torch.empty`, as large weights are, get a shape and no memory."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is torch.empty:
-            kwargs["device"] = "meta"
-        return func(*args, **kwargs)
-
-
 def unfilled(spec: ModelSpec, device: str = "cpu", kernels: Mode = "auto") -> LanguageModel:
     """The spec's model before its weights are there, made without the memory and the time of drawing some."""
-    with _Unallocated():
+    with Unallocated():
         return LanguageModel(spec, choose_kernels(kernels, device))
 
 

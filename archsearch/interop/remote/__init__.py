@@ -1,1 +1,1 @@
-"""Export as remote code: transformers' classes around archsearch's own model, in a folder that needs neither."""
+"""Export as remote code: transformers' classes around archsearch's model, and the source files they need."""

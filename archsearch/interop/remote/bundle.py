@@ -49,10 +49,10 @@ def _replace_imports(tree: ast.Module, lines: list[str]) -> Iterator[str]:
         if not isinstance(node, ast.ImportFrom) or (node.module or "").split(".")[0] != PACKAGE:
             continue
         assert node.module is not None
-        inner = f"{node.module}.{node.names[0].name}"
-        if _is_module(inner):  # `from archsearch.spec import merges`
-            name = node.names[0].asname or node.names[0].name
-            old, new = f"from {node.module} import {ast.unparse(node.names[0])}", f"from . import {flat(inner)} as {name}"
+        given = node.names[0]
+        if _is_module(inner := f"{node.module}.{given.name}"):  # `from archsearch.spec import merges`
+            old = f"from {node.module} import {ast.unparse(given)}"
+            new = f"from . import {flat(inner)} as {given.asname or given.name}"
         else:
             inner = node.module
             old, new = f"from {inner} import", f"from .{flat(inner)} import"

@@ -93,8 +93,9 @@ class ArchsearchForCausalLM(PreTrainedModel, GenerationMixin):
         self._tied_weights_keys = self._ties()
         for module in self.model.modules():
             # Loading empties the buffers that checkpoints do not hold; see `_init_weights`.
-            if names := module._non_persistent_buffers_set:
-                module.constants = {name: module.get_buffer(name).clone() for name in names}
+            hidden = module._non_persistent_buffers_set
+            buffers = module.named_buffers(recurse=False)
+            module.constants = {name: value.clone() for name, value in buffers if name in hidden}
         self.post_init()
 
     def _ties(self) -> dict[str, str]:
