@@ -204,7 +204,10 @@ def test_only_training_teaches_the_router() -> None:
         mixer(x_bld, call)
         return len(call.losses), int(mixer.router.load_e.sum())
 
-    assert taught(Call()) == (1, 2 * 9 * 2)
+    call = Call()
+    assert taught(call) == (1, 2 * 9 * 2)
+    expected = 0.5 * balance_loss(*mixer.router(x_bld.flatten(0, 1)))
+    torch.testing.assert_close(call.losses[0], expected, rtol=1e-12, atol=0)
     with torch.no_grad():
         assert taught(Call()) == (0, 0)
     mixer.eval()
@@ -328,13 +331,17 @@ def test_costs_by_hand() -> None:
     assert layer_of("moe", {"hidden": 5, "shared": 3}).inner_width(64) == 8
 
 
-def test_further_inputs_are_read_by_router_and_experts_alike() -> None:
+@pytest.mark.parametrize("latent", [None, 6])
+def test_further_inputs_are_read_by_router_and_experts_alike(latent: int | None) -> None:
     fields = {"experts": 3, "hidden": 5, "shared": 7, "shared_gate": True, "inputs": ["embedding"]}
+    fields |= {"latent": latent}
     layer, mixer = layer_of("moe", fields), mixer_of("moe", fields)
     assert mixer(torch.cat([inputs(1, 4), inputs(1, 4, seed=1)], -1)).shape == (1, 4, 64)
     assert sum(p.numel() for p in mixer.parameters()) == layer.params(64)
-    assert layer.params(64) == 3 * 128 + 3 * (128 * 10 + 5 * 64) + 128 * 14 + 7 * 64 + 128
-    assert layer.flops(64, 9) == 2 * (3 * 128 + 2 * (128 * 10 + 5 * 64) + 128 * 14 + 7 * 64 + 128)
+    expert = 128 * 10 + 5 * 64 if latent is None else 6 * 10 + 5 * 6
+    common = 3 * 128 + 128 * 14 + 7 * 64 + 128 + (0 if latent is None else 128 * 6 + 6 * 64)
+    assert layer.params(64) == common + 3 * expert
+    assert layer.flops(64, 9) == 2 * (common + 2 * expert)
 
 
 @pytest.mark.parametrize(
