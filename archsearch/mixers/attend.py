@@ -127,10 +127,10 @@ def explicit_attention(
     def folded(t_bhlx: Tensor) -> Tensor:
         return t_bhlx.reshape(t_bhlx.shape[0], groups, heads // groups * length, t_bhlx.shape[-1])
 
-    scores = (folded(q_bhle) @ k_bgte.mT * scale).view(-1, heads, length, keys)
+    scores = (folded(q_bhle) @ k_bgte.mT).view(-1, heads, length, keys)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if allowed is not None:
         scores = scores.masked_fill(~allowed, -torch.inf)
     if sinks_h is not None:
