@@ -23,8 +23,9 @@ def normed(value: torch.Tensor, kind: str, weight: torch.Tensor | None) -> torch
 
 
 @pytest.mark.parametrize("inner_norm", ["none", "rms", "weighted"])
-def test_layer_by_hand(inner_norm: str) -> None:
-    fields = {"expand": 0.25, "d_state": 3, "inner_norm": inner_norm, "inner_norm_eps": 1e-3}
+@pytest.mark.parametrize("heads", [1, 2])
+def test_layer_by_hand(inner_norm: str, heads: int) -> None:
+    fields = {"expand": 0.25, "d_state": 3, "inner_norm": inner_norm, "inner_norm_eps": 1e-3, "heads": heads}
     mixer, x_bld = mixer_of("mamba1", fields), inputs(1, 7)
     inner, rank, n = 16, 4, 3
     with torch.no_grad():
@@ -32,15 +33,18 @@ def test_layer_by_hand(inner_norm: str) -> None:
         padded = torch.cat([x.new_zeros(3, inner), x])
         conv = [(padded[t : t + 4].T * mixer.conv.weight).sum(1) + mixer.conv.bias for t in range(7)]
         u = F.silu(torch.stack(conv))
-        dt, B, C = (u @ mixer.x_proj.weight.T).split([rank, n, n], dim=-1)
-        norms = (mixer.dt_norm, mixer.B_norm, mixer.C_norm)
-        dt, B, C = (
-            normed(t, inner_norm, getattr(norm, "weight", None))
-            for t, norm in zip((dt, B, C), norms, strict=True)
-        )
-        dt = F.softplus(dt @ mixer.dt_proj.weight.T + mixer.dt_proj.bias)
-        y = torch.zeros_like(u)
+        y, norms = torch.zeros_like(u), (mixer.dt_norm, mixer.B_norm, mixer.C_norm)
         for i in range(inner):
+            head = i // (inner // heads)
+            own = slice(head * inner // heads, (head + 1) * inner // heads)
+            rows = slice(head * (rank + 2 * n), (head + 1) * (rank + 2 * n))
+            dt, B, C = (
+                normed(t, inner_norm, getattr(norm, "weight", None))
+                for t, norm in zip(
+                    (u[:, own] @ mixer.x_proj.weight[rows].T).split([rank, n, n], dim=-1), norms, strict=True
+                )
+            )
+            dt = F.softplus(dt @ mixer.dt_proj.weight.T + mixer.dt_proj.bias)
             for j in range(n):
                 state = u.new_zeros(())
                 for t in range(7):
@@ -74,13 +78,26 @@ def kernel_by_convention(
     assert return_last_state
     assert u_bil.dtype == delta_bil.dtype == B_bnl.dtype == C_bnl.dtype
     assert A_in.dtype == D.dtype == delta_bias.dtype == torch.float32
+    if B_bnl.ndim == 4:  # by groups of channels (batch, groups, n, length)
+        whole = {"delta_softplus": delta_softplus, "return_last_state": return_last_state}
+        parts = [
+            kernel_by_convention(u, delta, A, B, C, D=D_i, delta_bias=bias, **whole)
+            for u, delta, A, B, C, D_i, bias in zip(
+                *(t.chunk(B_bnl.shape[1], dim) for t, dim in ((u_bil, 1), (delta_bil, 1), (A_in, 0))),
+                *(t.unbind(1) for t in (B_bnl, C_bnl)),
+                *(t.chunk(B_bnl.shape[1]) for t in (D, delta_bias)),
+                strict=True,
+            )
+        ]
+        return torch.cat([y for y, _ in parts], 1), torch.cat([state for _, state in parts], 1)
     u_bli, delta_bli, B_bln, C_bln = (t.mT.float() for t in (u_bil, delta_bil, B_bnl, C_bnl))
     y_bli, state_bin = selective_scan_reference(u_bli, F.softplus(delta_bli + delta_bias), A_in, B_bln, C_bln)
     return (y_bli + D * u_bli).to(u_bil.dtype).mT, state_bin
 
 
-def test_the_cuda_kernel_is_called_by_its_convention() -> None:
-    mixer, x_bld = mixer_of("mamba1", {"d_state": 3}).float(), inputs(2, 20).float()
+@pytest.mark.parametrize("heads", [1, 4])
+def test_the_cuda_kernel_is_called_by_its_convention(heads: int) -> None:
+    mixer, x_bld = mixer_of("mamba1", {"d_state": 3, "heads": heads}).float(), inputs(2, 20).float()
     with torch.no_grad():
         y_bld, state = mixer.prefill(x_bld)
         mixer.kernels = ByConvention()
@@ -126,7 +143,11 @@ def test_the_eps_of_inner_norms_is_the_models_unless_given() -> None:
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"expand": 0.01}, "is not a whole number"), ({"dt_min": 1}, "dt_min 1 is above dt_max 0.1")],
+    [
+        ({"expand": 0.01}, "is not a whole number"),
+        ({"dt_min": 1}, "dt_min 1 is above dt_max 0.1"),
+        ({"heads": 3}, "3 heads do not divide the inner width 128"),
+    ],
     ids=str,
 )
 def test_fields_that_cannot_hold(fields: dict[str, Any], message: str) -> None:

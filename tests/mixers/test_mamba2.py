@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,16 +11,21 @@ from contract.building import inputs, layer_of, mixer_of
 
 from archsearch.mixers.base import Surroundings
 from archsearch.mixers.mamba2 import Mamba2Mixer
+from archsearch.spec.errors import FieldError
 
 
 @pytest.mark.parametrize("gated_norm", ["after", "before", "none"])
 @pytest.mark.parametrize("dt_limit", [[0, float("inf")], [0.02, 0.04]])
-def test_layer_by_hand(gated_norm: str, dt_limit: list[float]) -> None:
-    fields = {"head_dim": 16, "groups": 2, "d_state": 3, "gated_norm": gated_norm, "dt_limit": dt_limit}
-    mixer, x = mixer_of("mamba2", fields), inputs(1, 7)
+@pytest.mark.parametrize("norm_groups", [None, 4])
+def test_layer_by_hand(gated_norm: str, dt_limit: list[float], norm_groups: int | None) -> None:
+    fields: dict[str, Any] = {"heads": 8, "head_dim": 16, "groups": 2, "d_state": 3, "norm_eps": 1e-3}
+    fields |= {"gated_norm": gated_norm, "dt_limit": dt_limit, "norm_groups": norm_groups}
+    mixer, x = mixer_of("mamba2", fields | {"multipliers": [0.5, 2, 0.3, 1.5, 3]}), inputs(1, 7)
     inner, heads, groups, n = 128, 8, 2, 3
     with torch.no_grad():
-        z, xbc, dt = (x[0] @ mixer.in_proj.weight.T).split([inner, inner + 2 * groups * n, heads], dim=-1)
+        parts = (x[0] @ mixer.in_proj.weight.T).split([inner, inner, groups * n, groups * n, heads], dim=-1)
+        z, x_in, B_in, C_in, dt = (f * part for f, part in zip([0.5, 2, 0.3, 1.5, 3], parts, strict=True))
+        xbc = torch.cat([x_in, B_in, C_in], dim=-1)
         padded = torch.cat([torch.zeros(3, xbc.shape[1], dtype=xbc.dtype), xbc])
         conv = [(padded[t : t + 4].T * mixer.conv.weight).sum(1) + mixer.conv.bias for t in range(7)]
         xs, B, C = F.silu(torch.stack(conv)).split([inner, groups * n, groups * n], dim=-1)
@@ -37,8 +44,8 @@ def test_layer_by_hand(gated_norm: str, dt_limit: list[float]) -> None:
         y, gate = torch.stack(rows), F.silu(z)
 
         def grouped_norm(value: torch.Tensor) -> torch.Tensor:
-            parts = value.unflatten(-1, (groups, -1))
-            return (parts * (parts.square().mean(-1, keepdim=True) + 1e-5).rsqrt()).flatten(-2)
+            parts = value.unflatten(-1, (norm_groups or groups, -1))
+            return (parts * (parts.square().mean(-1, keepdim=True) + 1e-3).rsqrt()).flatten(-2)
 
         if gated_norm == "after":
             y = grouped_norm(y * gate) * mixer.norm.weight
@@ -69,3 +76,29 @@ def test_the_floor_lifts_small_step_sizes() -> None:
     mixer = Mamba2Mixer(layer, Surroundings(64))
     mixer.reset_parameters(torch.Generator().manual_seed(0))
     torch.testing.assert_close(F.softplus(mixer.dt_bias.detach()), torch.full((8,), 0.02))
+
+
+def test_heads_say_what_expand_would() -> None:
+    assert layer_of("mamba2", {"heads": 4, "head_dim": 32}) == layer_of("mamba2", {"head_dim": 32})
+    assert layer_of("mamba2", {"heads": 3, "head_dim": 7}).inner_width(64) == 21
+    assert layer_of("mamba2", {"heads": 3, "head_dim": 7}).head_count(64) == 3
+
+
+def test_what_no_norm_reads_makes_no_other_layer() -> None:
+    bare = layer_of("mamba2", {"gated_norm": "none"})
+    assert layer_of("mamba2", {"gated_norm": "none", "norm_groups": 4, "norm_eps": 0.1}) == bare
+    assert layer_of("mamba2", {"norm_groups": 1}) == layer_of("mamba2", {})
+    assert layer_of("mamba2", {"norm_groups": 2}) != layer_of("mamba2", {})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"heads": 2, "expand": 2}, "heads and expand say the same thing; give one of them"),
+        ({"heads": 3, "head_dim": 8, "groups": 2}, "2 groups do not divide 3 heads"),
+        ({"norm_groups": 3}, "3 norm_groups do not divide the inner width 128"),
+    ],
+)
+def test_fields_that_cannot_hold(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(FieldError, match=message):
+        layer_of("mamba2", fields)
