@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import ValidationError
+from torch import Tensor
 
 from archsearch.interop.compact import compact
 from archsearch.interop.fields import Fields
-from archsearch.interop.rules import Rule, Rules
+from archsearch.interop.rules import Rule, Rules, rows
 from archsearch.spec.errors import SpecError, issues_of
 from archsearch.spec.model import ModelSpec
 
@@ -36,6 +37,12 @@ class Part:
         rules = tuple(Rule((f"{name}.weight",), f"{ours}.weight") for ours, name in names.items() if name)
         placed = self if after is None else self.having(norm="sandwich" if before else "post")
         return replace(placed, rules=(*rules, *self.rules))
+
+    def reordered(self, ours: str, order: Tensor) -> Part:
+        """The part, of whose projection the source has the rows in another order: order[i] is at place i."""
+        names = (f"{ours}.weight", f"{ours}.bias")
+        rules = (replace(rule, join=rows(order)) if rule.ours in names else rule for rule in self.rules)
+        return replace(self, rules=tuple(rules))
 
 
 @dataclass(frozen=True)

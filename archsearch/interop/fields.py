@@ -49,10 +49,14 @@ class Fields:
 
     def __init__(self, config: Any, ignored: Mapping[str, str] | None = None):
         self._config = config
-        self._known = {*HARMLESS, *(ignored or {})}
+        self._known = {self._own(name) for name in (*HARMLESS, *(ignored or {}))}
+
+    def _own(self, name: str) -> str:
+        """The name under which this config keeps the field."""
+        return type(self._config).attribute_map.get(name, name)
 
     def __getattr__(self, name: str) -> Any:
-        self._known.add(type(self._config).attribute_map.get(name, name))
+        self._known.add(self._own(name))
         try:
             return getattr(self._config, name)
         except AttributeError:
@@ -91,10 +95,13 @@ class Fields:
             if kind not in kinds:
                 self.refuse(name, f"layer {i} is {shown(kind)}; expected one of: {quoted(kinds)}")
             yield i, kinds[kind]
-        for kind in kinds.keys() - set(words):
-            # What a kind of layer would read is understood, also where the model has none of it.
+        self.understood(*(kinds[word] for word in kinds.keys() - set(words)))
+
+    def understood(self, *kinds: Callable[..., Any]) -> None:
+        """What these kinds of layers read is no unknown field, also where the model has none of them."""
+        for make in kinds:
             with suppress(SpecError):
-                kinds[kind](self, "")
+                make(self, "")
 
     def refuse(self, name: str, why: str) -> NoReturn:
         raise SpecError(f"{self._config.model_type} config: {name}: {why}")

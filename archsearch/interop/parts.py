@@ -14,7 +14,7 @@ import torch
 
 from archsearch.interop.blueprint import Part, Trunk
 from archsearch.interop.fields import Fields
-from archsearch.interop.rules import CONV, Rule, Rules, linear, rows
+from archsearch.interop.rules import CONCAT, CONV, FLAT, Join, Rule, Rules, linear
 
 GATED = {"silu": "swiglu", "swish": "swiglu", "gelu": "geglu", "gelu_pytorch_tanh": "geglu_tanh"}
 """transformers' activation -> the gated MLP's activation here."""
@@ -127,9 +127,7 @@ def gated_attention(at: str, *, heads: int, head_dim: int, kv_heads: int, **fiel
     order = torch.cat(
         [of_heads[:, 0].flatten(), torch.arange(2 * q, 2 * q + 2 * kv), of_heads[:, 1].flatten()]
     )
-    apart = ("layer.qkv_proj.weight", "layer.qkv_proj.bias")
-    rules = (replace(rule, join=rows(order)) if rule.ours in apart else rule for rule in part.rules)
-    return replace(part, rules=tuple(rules))
+    return part.reordered("layer.qkv_proj", order)
 
 
 def mlp(
@@ -174,7 +172,7 @@ def moe(
     if shared is not None:
         fields["shared"] = shared.fields["hidden"]
         rules += tuple(
-            replace(rule, ours=rule.ours.replace("layer.", "layer.shared.", 1)) for rule in shared.rules
+            replace(rule, ours=str(rule.ours).replace("layer.", "layer.shared.", 1)) for rule in shared.rules
         )
     if shared_gate:
         rules += linear(f"{at}.{shared_gate}", "layer.shared_gate")
@@ -182,37 +180,57 @@ def moe(
     return Part("moe", {**given, **fields}, rules)
 
 
-def mamba2(
-    at: str, *, d_model: int, heads: int, bias: bool = False, conv_bias: bool = True, **fields: Any
-) -> Part:
+def mamba2(at: str, *, bias: bool = False, conv_bias: bool = True, **fields: Any) -> Part:
     """The source's in_proj gives z, x, B, C, dt, as ours does."""
     rules = linear(f"{at}.in_proj", "layer.in_proj", bias) + conv(f"{at}.conv1d", "layer.conv", conv_bias)
     rules += tuple(Rule((f"{at}.{name}",), f"layer.{name}") for name in ("dt_bias", "A_log", "D"))
     if fields.get("gated_norm") != "none":
         rules += (Rule((f"{at}.norm.weight",), "layer.norm.weight"),)
     rules += linear(f"{at}.out_proj", "layer.out_proj", bias)
-    fields["expand"] = heads * fields["head_dim"] / d_model
     return Part("mamba2", {"bias": bias, "conv_bias": conv_bias, **fields}, rules)
 
 
 def mamba1(at: str, *, bias: bool = False, conv_bias: bool = True, **fields: Any) -> Part:
-    """The source's in_proj gives x, z, its x_proj dt, B, C, as ours do."""
+    """The source's in_proj gives x, z, its x_proj dt, B, C, as ours do; norms of those have Jamba's names."""
     rules = linear(f"{at}.in_proj", "layer.in_proj", bias) + conv(f"{at}.conv1d", "layer.conv", conv_bias)
     rules += linear(f"{at}.x_proj", "layer.x_proj") + linear(f"{at}.dt_proj", "layer.dt_proj", bias=True)
+    if fields.get("inner_norm") == "weighted":
+        pairs = (("dt", "dt"), ("b", "B"), ("c", "C"))
+        rules += tuple(
+            Rule((f"{at}.{name}_layernorm.weight",), f"layer.{ours}_norm.weight") for name, ours in pairs
+        )
     rules += tuple(Rule((f"{at}.{name}",), f"layer.{name}") for name in ("A_log", "D"))
     rules += linear(f"{at}.out_proj", "layer.out_proj", bias)
     return Part("mamba1", {"bias": bias, "conv_bias": conv_bias, **fields}, rules)
 
 
 def gated_deltanet(
-    at: str, *, into: Sequence[str], norm: str = "norm", out: str = "out_proj", **fields: Any
+    at: str,
+    *,
+    into: Sequence[str],
+    join: Join = CONCAT,
+    norm: str = "norm",
+    out: str = "out_proj",
+    **fields: Any,
 ) -> Part:
-    """into: the projections whose rows are, in this order, those of q, k, v, z, b, a."""
-    rules = linear((f"{at}.{name}" for name in into), "layer.in_proj")
+    """into: the projections that, joined, have the rows of q, k, v, z, b, a in this order."""
+    rules = linear((f"{at}.{name}" for name in into), "layer.in_proj", join=join)
     rules += conv(f"{at}.conv1d", "layer.conv", bias=False)
     rules += tuple(Rule((f"{at}.{name}",), f"layer.{name}") for name in ("dt_bias", "A_log"))
     rules += (Rule((f"{at}.{norm}.weight",), "layer.norm.weight"),)
     return Part("gated_deltanet", fields, rules + linear(f"{at}.{out}", "layer.out_proj"))
+
+
+def lightning(at: str, **fields: Any) -> Part:
+    """Our in_proj gives q, k, v head by head, as the source's qkv_proj does, and then the gate.
+
+    The source keeps its decays beside its weights; they follow from its config.
+    """
+    rules = linear((f"{at}.qkv_proj", f"{at}.output_gate"), "layer.in_proj")
+    rules += (Rule((f"{at}.norm.weight",), "layer.norm.weight"),)
+    rules += linear(f"{at}.out_proj", "layer.out_proj")
+    decays = ("slope_rate", "query_decay", "key_decay", "diagonal_decay")
+    return Part("lightning", fields, (*rules, *(Rule((f"{at}.{name}",), None) for name in decays)))
 
 
 def gated_conv(at: str, *, bias: bool, **fields: Any) -> Part:
@@ -231,6 +249,38 @@ def rglru(at: str, **fields: Any) -> Part:
     for name in ("recurrent_param", *gates):
         rules += (Rule((f"{at}.rg_lru.{name}",), f"layer.rg_lru.{name}"),)
     return Part("rglru", fields, rules)
+
+
+def kda(at: str, *, into: Sequence[str], low_rank: bool, forget: str, **fields: Any) -> Part:
+    """into: the projections whose rows are those of q, k, v, the decays, the gate and b, in this order.
+
+    low_rank: whether the decays and the gate are projected twice. forget: the source's module of the decays.
+    """
+    rules = linear((f"{at}.{name}" for name in into), "layer.in_proj")
+    rules += conv(f"{at}.conv1d", "layer.conv", bias=False)
+    if low_rank:
+        rules += linear(f"{at}.{forget}.f_b_proj", "layer.f_proj")
+        rules += linear(f"{at}.g_b_proj", "layer.g_proj")
+    rules += (Rule((f"{at}.{forget}.dt_bias",), "layer.dt_bias"),)
+    rules += (Rule((f"{at}.{forget}.A_log",), "layer.A_log", FLAT),)
+    rules += (Rule((f"{at}.o_norm.weight",), "layer.norm.weight"),)
+    return Part("kda", fields, rules + linear(f"{at}.o_proj", "layer.out_proj"))
+
+
+def mla(at: str, *, q_rank: int | None, gate: str | None = None, bias: bool = False, **fields: Any) -> Part:
+    """gate: of the heads' outputs, one number a head, by the source's name of its projection."""
+    rules = linear(f"{at}.kv_a_proj_with_mqa", "layer.kv_a_proj", bias)
+    rules += (Rule((f"{at}.kv_a_layernorm.weight",), "layer.kv_norm.weight"),)
+    rules += linear(f"{at}.kv_b_proj", "layer.kv_b_proj") + linear(f"{at}.o_proj", "layer.out_proj", bias)
+    if q_rank is None:
+        rules += linear(f"{at}.q_proj", "layer.q_proj")
+    else:
+        rules += linear(f"{at}.q_a_proj", "layer.q_a_proj", bias) + linear(f"{at}.q_b_proj", "layer.q_proj")
+        rules += (Rule((f"{at}.q_a_layernorm.weight",), "layer.q_norm.weight"),)
+    if gate:
+        rules += linear(f"{at}.{gate}", "layer.gate_proj")
+        fields["gate"] = "head"
+    return Part("mla", {"q_rank": q_rank, "bias": bias, **fields}, rules)
 
 
 def parallel(branches: Sequence[Part], merge: Any) -> Part:

@@ -29,6 +29,8 @@ CONCAT = Join(torch.cat, _split)
 """One below the other, along the first axis."""
 CONV = Join(lambda theirs: theirs[0].squeeze(1), lambda ours, shapes: [ours.unsqueeze(1)])
 """A depthwise convolution's (channels, 1, width), here (channels, width)."""
+FLAT = Join(lambda theirs: theirs[0].flatten(), lambda ours, shapes: [ours.reshape(tuple(shapes[0]))])
+"""The source's axes one after another in a single one."""
 STACK = Join(torch.stack, lambda ours, shapes: list(ours.unbind()))
 """One tensor an expert, here side by side."""
 
@@ -44,15 +46,18 @@ def rows(order: Tensor) -> Join:
 
 @dataclass(frozen=True)
 class Rule:
-    """One of our tensors, by its name in a state dict, and the source's that it is made of."""
+    """One of our tensors, by its name in a state dict, and the source's that it is made of.
+
+    ours: None for what the source keeps beside its weights though it follows from the config.
+    """
 
     theirs: tuple[str, ...]
-    ours: str
+    ours: str | None
     join: Join = SAME
 
     def under(self, prefix: str) -> Rule:
         """The rule with our name inside a larger module."""
-        return replace(self, ours=f"{prefix}.{self.ours}")
+        return replace(self, ours=f"{prefix}.{self.ours}") if self.ours else self
 
 
 Rules = tuple[Rule, ...]

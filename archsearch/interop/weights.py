@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from archsearch.compiler.model import LanguageModel
 from archsearch.interop.rules import Rule, Rules
@@ -21,20 +21,33 @@ def unfilled(spec: ModelSpec, device: str = "cpu", kernels: Mode = "auto") -> La
 
 
 def fill(model: LanguageModel, weights: Mapping[str, Tensor]) -> LanguageModel:
-    """The model with these very tensors (their device, their dtypes), by their names in its state dict.
+    """The model with these very tensors (their device, their dtypes), by their names in its state dict; a
+    shared one by its first.
 
     Raises `SpecError` where one is missing, too many, or of another shape.
     """
-    ours = model.state_dict()
-    for name in ours.keys() - weights.keys():
+    ours, first = model.state_dict(keep_vars=True), _first_names(model)
+    for name in set(first.values()) - weights.keys():
         raise SpecError(f"weights: {name} is missing")
     for name, tensor in weights.items():
-        if name not in ours:
+        if first.get(name) != name:
             raise SpecError(f"weights: {name} is no weight of {model.spec.name!r}")
         if tensor.shape != ours[name].shape:
             raise SpecError(f"weights: {name}: expected {_size(ours[name])}, found {_size(tensor)}")
-    model.load_state_dict(dict(weights), assign=True)
+    # As parameters, so that what was one parameter under several names is one again.
+    held = {
+        name: nn.Parameter(tensor) if isinstance(ours[name], nn.Parameter) else tensor
+        for name, tensor in weights.items()
+    }
+    model.load_state_dict({name: held[of] for name, of in first.items()}, assign=True)
     return model
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """Every name of the state dict -> the first name of the same tensor."""
+    first: dict[int, str] = {}
+    tensors = model.state_dict(keep_vars=True)
+    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
 
 
 def gather(rules: Rules, source: dict[str, Tensor], model: LanguageModel) -> dict[str, Tensor]:
@@ -43,10 +56,15 @@ def gather(rules: Rules, source: dict[str, Tensor], model: LanguageModel) -> dic
     Raises `SpecError` for a tensor that a rule names and the source lacks, for one that does not fit, and
     for one of either side that no rule names; a tied weight, the memory of another, needs none.
     """
-    ours = model.state_dict()
+    tensors = model.state_dict()
+    ours = {name: tensors[name] for name in _first_names(model).values()}
     used: set[int] = set()
     found: dict[str, Tensor] = {}
     for rule in rules:
+        if rule.ours is None:
+            for name in rule.theirs:
+                source.pop(name, None)
+            continue
         for name in rule.theirs:
             if name not in source:
                 raise SpecError(f"weights: {name} is missing (it goes to {rule.ours})")

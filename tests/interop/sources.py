@@ -54,8 +54,11 @@ def logits(model: Any, ids_bl: Tensor) -> Tensor:
         return model(ids_bl, use_cache=False).logits
 
 
-def self_noise(model: Any, ids_bl: Tensor, draws: int = 4) -> float:
-    """How far the logits move when every weight moves by one unit in the last place; a typical draw."""
+def self_noise(model: Any, ids_bl: Tensor, draws: int = 8) -> tuple[float, float]:
+    """How far the logits move when every weight moves by one unit in the last place.
+
+    Returns the largest difference in any of the draws, and the root mean square over all of them.
+    """
     before, kept = logits(model, ids_bl), {k: v.clone() for k, v in model.state_dict().items()}
     moved = []
     for seed in range(draws):
@@ -64,9 +67,14 @@ def self_noise(model: Any, ids_bl: Tensor, draws: int = 4) -> float:
             for weight in model.parameters():
                 up = torch.rand(weight.shape, generator=generator) < 0.5
                 weight.copy_(torch.nextafter(weight, torch.where(up, torch.inf, -torch.inf)))
-        moved.append((logits(model, ids_bl) - before).abs().max().item())
+        moved.append(logits(model, ids_bl) - before)
         model.load_state_dict(kept)
-    return sorted(moved)[draws // 2]
+    return sizes(torch.stack(moved))
+
+
+def sizes(difference: Tensor) -> tuple[float, float]:
+    """Largest and root mean square."""
+    return difference.abs().max().item(), difference.square().mean().sqrt().item()
 
 
 def stack(draw: Draw, low: int = 3, high: int = 5) -> Fields:
@@ -220,7 +228,7 @@ def granite(draw: Draw) -> Fields:
             "config": "GraniteMoeHybridConfig",
             "layer_types": kinds,
             "shared_intermediate_size": draw.choice([40, 72]),
-            "num_local_experts": 0,
+            "num_local_experts": draw.choice([0, 5]),
             "position_embedding_type": draw.choice([None, "rope"]),
             "attention_bias": coin(draw),
             "embedding_multiplier": 3.0,
@@ -244,7 +252,7 @@ def lfm2(draw: Draw) -> Fields:
             "conv_bias": coin(draw),
             "conv_L_cache": draw.choice([3, 4]),
             "block_auto_adjust_ff_dim": coin(draw),
-            "block_ffn_dim_multiplier": draw.choice([None, 1.3]),
+            "block_ffn_dim_multiplier": draw.choice([1.0, 1.3]),
             "block_multiple_of": 8,
         }
     )
@@ -367,3 +375,76 @@ def recurrent_gemma(draw: Draw) -> Fields:
         "conv1d_width": draw.choice([3, 4]),
         "logits_soft_cap": draw.choice([2.0, 30.0]),
     }
+
+
+@family
+def lfm2_moe(draw: Draw) -> Fields:
+    fields = lfm2(draw)
+    for name in ("block_auto_adjust_ff_dim", "block_ffn_dim_multiplier", "block_multiple_of"):
+        del fields[name]
+    return (
+        fields
+        | experts(draw)
+        | {
+            "config": "Lfm2MoeConfig",
+            "num_dense_layers": draw.choice([0, 1]),
+            "use_expert_bias": coin(draw),
+            "norm_topk_prob": coin(draw),
+            "routed_scaling_factor": 1.7,
+        }
+    )
+
+
+def experts(draw: Draw) -> Fields:
+    return {
+        "num_experts": draw.choice([4, 5]),
+        "num_experts_per_tok": draw.choice([1, 2]),
+        "moe_intermediate_size": draw.choice([16, 24]),
+    }
+
+
+@family
+def qwen3_5_moe(draw: Draw) -> Fields:
+    fields = qwen3_5(draw)
+    del fields["intermediate_size"]
+    return (
+        fields
+        | experts(draw)
+        | {
+            "config": "Qwen3_5MoeTextConfig",
+            "shared_expert_intermediate_size": draw.choice([16, 24]),
+        }
+    )
+
+
+@family
+def qwen3_next(draw: Draw) -> Fields:
+    return qwen3_5_moe(draw) | {
+        "config": "Qwen3NextConfig",
+        "intermediate_size": draw.choice([40, 72]),
+        "norm_topk_prob": coin(draw),
+        "mlp_only_layers": draw.choice([[], [1]]),
+        "decoder_sparse_step": draw.choice([1, 2]),
+    }
+
+
+@family
+def jamba(draw: Draw) -> Fields:
+    return (
+        stack(draw)
+        | heads(draw)
+        | {
+            "config": "JambaConfig",
+            "attn_layer_period": 3,
+            "attn_layer_offset": draw.choice([0, 1, 2]),
+            "expert_layer_period": 2,
+            "expert_layer_offset": draw.choice([0, 1]),
+            "num_experts": draw.choice([1, 4]),
+            "mamba_d_state": draw.choice([5, 8]),
+            "mamba_d_conv": draw.choice([3, 4]),
+            "mamba_dt_rank": draw.choice(["auto", 5]),
+            "mamba_expand": draw.choice([1, 2]),
+            "mamba_conv_bias": coin(draw),
+            "mamba_proj_bias": coin(draw),
+        }
+    )

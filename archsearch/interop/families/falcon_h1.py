@@ -34,7 +34,6 @@ def mamba2(c: Fields, at: str) -> Part:
     c.only("projectors_bias", c.mamba_proj_bias)
     return parts.mamba2(
         f"{at}.mamba",
-        d_model=c.hidden_size,
         heads=c.mamba_n_heads,
         head_dim=c.mamba_d_head,
         groups=c.mamba_n_groups,

@@ -1,4 +1,4 @@
-"""Granite 4.0 H: Mamba-2 and attention, each followed by an MLP, with four constant multipliers."""
+"""Granite 4.0 H: Mamba-2 and attention, each followed by an MLP or experts; four multipliers."""
 
 from __future__ import annotations
 
@@ -21,17 +21,12 @@ def trunk(c: Fields) -> Trunk:
 
 def layers(c: Fields) -> Iterator[Part]:
     kinds = {"full_attention": attention, "linear_attention": bamba.mamba2}
-    c.only("num_local_experts", 0)
+    c.understood(experts)
+    channels = experts if c.num_local_experts else mlp
     for i, mixer in c.each("layer_types", kinds):
         at = f"model.layers.{i}"
         yield mixer(c, at).normed(f"{at}.input_layernorm")
-        yield parts.mlp(
-            f"{at}.shared_mlp",
-            up="input_linear",
-            down="output_linear",
-            hidden=c.shared_intermediate_size,
-            activation=c.word("hidden_act", parts.GATED),
-        ).normed(f"{at}.post_attention_layernorm")
+        yield channels(c, at).normed(f"{at}.post_attention_layernorm")
 
 
 def attention(c: Fields, at: str) -> Part:
@@ -48,6 +43,32 @@ def attention(c: Fields, at: str) -> Part:
     )
 
 
+def mlp(c: Fields, at: str) -> Part:
+    return parts.mlp(
+        f"{at}.shared_mlp",
+        up="input_linear",
+        down="output_linear",
+        hidden=c.shared_intermediate_size,
+        activation=c.word("hidden_act", parts.GATED),
+    )
+
+
+def experts(c: Fields, at: str) -> Part:
+    return parts.moe(
+        f"{at}.block_sparse_moe",
+        gate="router",
+        experts=c.num_local_experts,
+        top_k=c.num_experts_per_tok,
+        hidden=c.intermediate_size,
+        activation=c.word("hidden_act", parts.GATED),
+        # A softmax over the chosen is that over all, divided by the chosen ones' sum.
+        renormalise=True,
+        renormalise_eps=0.0,
+        balance=c.router_aux_loss_coef,
+        shared=mlp(c, at),
+    )
+
+
 FAMILY = Family(
     ("granitemoehybrid",),
     trunk,
@@ -55,7 +76,5 @@ FAMILY = Family(
     ignored={
         "mamba_expand": "transformers checks it against the heads",
         "rope_parameters": "read where position_embedding_type is rope",
-        "intermediate_size": "the experts'",
-        "num_experts_per_tok": "the experts'",
     },
 )

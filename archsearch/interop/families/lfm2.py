@@ -1,8 +1,8 @@
-"""LFM2 (arXiv 2511.23404): gated short convolutions and attention, each followed by SwiGLU."""
+"""LFM2 (arXiv 2511.23404): gated short convolutions and attention, each followed by SwiGLU or experts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from archsearch.interop import parts
 from archsearch.interop.blueprint import Family, Part, Trunk
@@ -13,22 +13,51 @@ def trunk(c: Fields) -> Trunk:
     return parts.trunk(c, norm="embedding_norm", eps=c.norm_eps)
 
 
-def layers(c: Fields) -> Iterator[Part]:
+def dense(c: Fields) -> Iterator[Part]:
+    return layers(c, [adjusted] * c.num_hidden_layers)
+
+
+def sparse(c: Fields) -> Iterator[Part]:
+    c.understood(plain, experts)
+    return layers(c, [plain if i < c.num_dense_layers else experts for i in range(c.num_hidden_layers)])
+
+
+def layers(c: Fields, channels: list[Callable[[Fields, str], Part]]) -> Iterator[Part]:
     for i, mixer in c.each("layer_types", {"conv": conv, "full_attention": attention}):
         at = f"model.layers.{i}"
         yield mixer(c, at).normed(f"{at}.operator_norm")
-        yield parts.mlp(f"{at}.feed_forward", up=("w1", "w3"), down="w2", hidden=hidden(c)).normed(
-            f"{at}.ffn_norm"
-        )
+        yield channels[i](c, f"{at}.feed_forward").normed(f"{at}.ffn_norm")
 
 
-def hidden(c: Fields) -> int:
-    """Width of the MLP, which the config gives before it is adjusted."""
-    width, step, factor = c.intermediate_size, c.block_multiple_of, c.block_ffn_dim_multiplier
-    if not c.block_auto_adjust_ff_dim:
-        return width
-    width = int(2 * width / 3)
-    return width if factor is None else -(-int(factor * width) // step) * step
+def adjusted(c: Fields, at: str) -> Part:
+    """The MLP of the dense models, whose config gives its width before it is adjusted."""
+    width, step = c.intermediate_size, c.block_multiple_of
+    factor = c.block_ffn_dim_multiplier
+    if c.block_auto_adjust_ff_dim:
+        width = -(-int(factor * int(2 * width / 3)) // step) * step
+    return mlp(at, width)
+
+
+def plain(c: Fields, at: str) -> Part:
+    return mlp(at, c.intermediate_size)
+
+
+def mlp(at: str, hidden: int) -> Part:
+    return parts.mlp(at, up=("w1", "w3"), down="w2", hidden=hidden)
+
+
+def experts(c: Fields, at: str) -> Part:
+    return parts.moe(
+        at,
+        selection_bias="expert_bias" if c.use_expert_bias else None,
+        experts=c.num_experts,
+        top_k=c.num_experts_per_tok,
+        hidden=c.moe_intermediate_size,
+        router="sigmoid",
+        renormalise=c.norm_topk_prob,
+        renormalise_eps=1e-6,
+        routed_scale=c.routed_scaling_factor,
+    )
 
 
 def conv(c: Fields, at: str) -> Part:
@@ -48,4 +77,5 @@ def attention(c: Fields, at: str) -> Part:
     )
 
 
-FAMILY = Family(("lfm2",), trunk, layers, ignored={"full_attn_idxs": "layer_types says it"})
+LFM2 = Family(("lfm2",), trunk, dense, ignored={"full_attn_idxs": "layer_types says it"})
+LFM2_MOE = Family(("lfm2_moe",), trunk, sparse)

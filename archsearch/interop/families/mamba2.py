@@ -19,7 +19,6 @@ def layers(c: Fields) -> Iterator[Part]:
         at = f"backbone.layers.{i}"
         yield parts.mamba2(
             f"{at}.mixer",
-            d_model=c.hidden_size,
             heads=c.num_heads,
             head_dim=c.head_dim,
             groups=c.n_groups,

@@ -28,7 +28,6 @@ def mamba2(c: Fields, at: str) -> Part:
     c.only("mamba_hidden_act", "silu")
     return parts.mamba2(
         at,
-        d_model=c.hidden_size,
         heads=c.mamba_num_heads,
         head_dim=c.mamba_head_dim,
         groups=c.n_groups,
