@@ -70,14 +70,17 @@ def _attend(
     if sinks_h is not None:
         q, k, v = _with_sink(q, k, v, sinks_h / scale)
         allowed = None if allowed is None else F.pad(allowed, (1, 0, 1, 0), value=True)
-    # Fused kernels want one width for all three; without one, all scores would be written out.
     width, widest = v_bgte.shape[-1], max(q.shape[-1], v.shape[-1])
-    q, k, v = (t if t.shape[-1] == widest else F.pad(t, (0, widest - t.shape[-1])) for t in (q, k, v))
+    if widest != width or q.shape[-1] != width:
+        # Fused kernels take one width for all three, and some of them multiples of 8 alone; without one, all
+        # scores would be written out.
+        widest = -(-widest // 8) * 8
+        q, k, v = (F.pad(t, (0, widest - t.shape[-1])) for t in (q, k, v))
     grouped = q.shape[1] != k.shape[1]
     y = F.scaled_dot_product_attention(
         q, k, v, attn_mask=allowed, is_causal=allowed is None, scale=scale, enable_gqa=grouped
     )
-    return y if sinks_h is None and widest == width else y[:, :, -q_bhle.shape[2] :, :width]
+    return y if y.shape[-1] == width else y[:, :, -q_bhle.shape[2] :, :width]
 
 
 def attend_to_cache(

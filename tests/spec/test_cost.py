@@ -142,6 +142,10 @@ def test_costs_that_do_not_exist(arguments: dict[str, Any], message: str) -> Non
         model_cost(spec_of("mlp", embedding={"positions": {"learned": 32}}), **arguments)
 
 
+def multiple_of_8(width: int) -> int:
+    return -(-width // 8) * 8
+
+
 @pytest.mark.parametrize(("kind", "fields"), MIXER_CASES, ids=label)
 def test_matmuls_are_those_that_torch_counts(kind: str, fields: dict[str, Any]) -> None:
     """The counter sees matmuls only: neither convolutions written as shifted products nor elementwise work.
@@ -157,12 +161,15 @@ def test_matmuls_are_those_that_torch_counts(kind: str, fields: dict[str, Any]) 
         q, kv, _ = layer.widths()
         # A sink is one more token, and one more channel of queries, keys and values.
         sink = 1 if layer.sinks and layer.softcap is None else 0
-        counted = 4 * (q + sink * (layer.heads or 0)) * (length + sink) ** 2 / length
+        width = multiple_of_8(layer.head_dim + 1) if sink else layer.head_dim
+        counted = 4 * layer.heads * width * (length + sink) ** 2 / length
         expected += counted - 4 * q * mean_keys(length, layer.window) - 2 * (q + 2 * kv) * (layer.conv or 0)
     elif isinstance(layer, Mla):
         query, value, _, _ = layer.widths()
-        # The narrower of queries and values are padded to the width of the others.
-        expected += 4 * max(query, value) * length - 2 * (query + value) * mean_keys(length, None)
+        # Queries and values of different widths are padded to one.
+        widest = max(query, value) // layer.heads
+        widest = widest if query == value else multiple_of_8(widest)
+        expected += 4 * layer.heads * widest * length - 2 * (query + value) * mean_keys(length, None)
     elif isinstance(layer, Mamba1):
         # Of the recurrence, reading the state is a matmul.
         expected -= layer.inner_width(64) * (2 * layer.d_conv + 3 * layer.d_state)
