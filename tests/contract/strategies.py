@@ -359,7 +359,16 @@ def stacks(draw: Draw, d_model: int, depth: int) -> list[Any]:
         if draw(st.integers(0, 3)) == 0:
             entry = {"repeat": draw(st.integers(1, 3)), "layers": [entry]}
         entries.append(entry)
+        if (source := memory_of(entry)) and draw(st.booleans()):
+            entries.append({"gated_memory": {"memory_from": source}})
     return entries
+
+
+def memory_of(entry: Any) -> str | None:
+    """The id by which a later layer can read this one's memory."""
+    kind, fields = next(iter(entry.items())) if isinstance(entry, dict) else (entry, None)
+    tells = kind in MIXERS and "memory" in layer_kinds()[kind].tells
+    return fields.get("id") if tells and fields else None
 
 
 @st.composite
