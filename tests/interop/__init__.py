@@ -1,0 +1,1 @@
+from . import more_sources as more_sources  # adds its families to those of `sources`

@@ -46,6 +46,9 @@ def perturb(model: nn.Module, generator: torch.Generator) -> nn.Module:
             if isinstance(tensor, nn.Parameter) or "bias" in name:
                 size = 0.3 if tensor.ndim == 1 else 0.03
                 tensor.add_(torch.randn(tensor.shape, generator=generator), alpha=size)
+            if name.endswith("forget_gate.dt_bias"):
+                # transformers takes log(1 + e^x) of it as it stands, which keeps few digits of a small e^x.
+                tensor.add_(3)
     return model
 
 

@@ -1,0 +1,88 @@
+"""Kimi Linear (arXiv 2510.26692): Kimi Delta Attention, and latent attention without positions; experts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from archsearch.interop import parts
+from archsearch.interop.blueprint import Family, Part, Trunk
+from archsearch.interop.fields import Fields
+
+LATENT_EPS = 1e-6
+"""Of the norms of the latents: a constant in transformers, whatever rms_norm_eps is."""
+
+
+def trunk(c: Fields) -> Trunk:
+    return parts.trunk(c, eps=c.rms_norm_eps, tied=False)
+
+
+def layers(c: Fields) -> Iterator[Part]:
+    channels = dict(c.each("mlp_layer_types", {"dense": mlp, "sparse": moe}))
+    for i, mixer in c.each("layer_types", {"linear_attention": kda, "full_attention": mla}):
+        at = f"model.layers.{i}"
+        yield mixer(c, f"{at}.self_attn").normed(f"{at}.input_layernorm")
+        yield channels[i](c, f"{at}.mlp").normed(f"{at}.post_attention_layernorm")
+
+
+def kda(c: Fields, at: str) -> Part:
+    c.only("hidden_act", "silu")
+    return parts.kda(
+        at,
+        into=("q_proj", "k_proj", "v_proj", "forget_gate.f_a_proj", "g_a_proj", "b_proj"),
+        low_rank=True,
+        forget="forget_gate",
+        heads=c.linear_num_heads,
+        head_dim=c.linear_head_dim,
+        d_conv=c.linear_conv_kernel_dim,
+    )
+
+
+def mla(c: Fields, at: str) -> Part:
+    c.only("num_key_value_heads", c.num_attention_heads)
+    return parts.mla(
+        at,
+        heads=c.num_attention_heads,
+        q_rank=c.q_lora_rank,
+        kv_rank=c.kv_lora_rank,
+        nope_dim=c.qk_nope_head_dim,
+        rope_dim=c.qk_rope_head_dim,
+        value_dim=c.v_head_dim,
+        rope="none",
+        norm_eps=LATENT_EPS,
+        bias=c.attention_bias,
+    )
+
+
+def mlp(c: Fields, at: str) -> Part:
+    return parts.mlp(at, hidden=c.intermediate_size, activation=c.word("hidden_act", parts.GATED))
+
+
+def moe(c: Fields, at: str) -> Part:
+    activation = c.word("hidden_act", parts.GATED)
+    width = c.moe_intermediate_size * c.n_shared_experts
+    return parts.moe(
+        at,
+        selection_bias="gate.e_score_correction_bias",
+        shared=parts.mlp(f"{at}.shared_experts", hidden=width, activation=activation),
+        experts=c.num_local_experts,
+        top_k=c.num_experts_per_tok,
+        hidden=c.moe_intermediate_size,
+        activation=activation,
+        router="sigmoid",
+        renormalise=c.norm_topk_prob,
+        renormalise_eps=1e-20,
+        routed_scale=c.routed_scaling_factor,
+        groups=c.n_group,
+        top_groups=c.topk_group,
+    )
+
+
+FAMILY = Family(
+    ("kimi_linear",),
+    trunk,
+    layers,
+    ignored={
+        "tie_word_embeddings": "transformers never ties this family's head",
+        **dict.fromkeys(("qk_head_dim", "head_dim"), "qk_nope_head_dim and qk_rope_head_dim say it"),
+    },
+)

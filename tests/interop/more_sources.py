@@ -1,0 +1,79 @@
+"""More families of `sources`: those with experts and rarer mixers, and near relatives of Llama."""
+
+from __future__ import annotations
+
+from .sources import Draw, Fields, coin, family, heads, stack, types
+
+
+def routed(draw: Draw) -> Fields:
+    """Experts in groups, as DeepSeek-V3's relatives have them."""
+    return {
+        "n_group": draw.choice([1, 3]),
+        "topk_group": 1,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": coin(draw),
+        "routed_scaling_factor": 1.7,
+        "n_shared_experts": draw.choice([1, 2]),
+        "moe_intermediate_size": 24,
+    }
+
+
+def latent(draw: Draw) -> Fields:
+    heads = draw.choice([2, 3])
+    return {
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "kv_lora_rank": draw.choice([16, 20]),
+        "qk_nope_head_dim": draw.choice([8, 12]),
+        "qk_rope_head_dim": draw.choice([4, 6]),
+        "v_head_dim": draw.choice([8, 10]),
+        "attention_bias": coin(draw),
+    }
+
+
+@family
+def kimi_linear(draw: Draw) -> Fields:
+    fields = stack(draw)
+    layers = fields["num_hidden_layers"]
+    return (
+        fields
+        | latent(draw)
+        | routed(draw)
+        | {
+            "config": "KimiLinearConfig",
+            "layer_types": types(draw, layers, ("linear_attention", "full_attention")),
+            "mlp_layer_types": types(draw, layers, ("dense", "sparse")),
+            "num_local_experts": 6,
+            "intermediate_size": draw.choice([40, 72]),
+            "q_lora_rank": draw.choice([None, 14]),
+            "linear_num_heads": draw.choice([2, 3]),
+            "linear_head_dim": draw.choice([8, 12]),
+            "linear_conv_kernel_dim": draw.choice([3, 4]),
+        }
+    )
+
+
+@family
+def minimax(draw: Draw) -> Fields:
+    """A window only where attention comes first: transformers reads a cache's length off its first layer."""
+    fields = stack(draw)
+    kinds = types(draw, fields["num_hidden_layers"], ("linear_attention", "full_attention"))
+    return (
+        fields
+        | heads(draw)
+        | {
+            "config": "MiniMaxConfig",
+            "layer_types": kinds,
+            "head_dim": draw.choice([None, 12]),
+            "sliding_window": 9 if kinds[0] == "full_attention" else None,
+            "num_local_experts": draw.choice([4, 5]),
+            "num_experts_per_tok": draw.choice([1, 2]),
+            "block_size": 16,
+            "full_attn_alpha_factor": 1.3,
+            "full_attn_beta_factor": 0.8,
+            "linear_attn_alpha_factor": 0.9,
+            "linear_attn_beta_factor": 1.2,
+            "mlp_alpha_factor": 1.1,
+            "mlp_beta_factor": 0.7,
+        }
+    )
