@@ -57,18 +57,26 @@ def difference(params: int, parameters: int | str | None) -> str:
 def transformers_count(fields: dict[str, Any]) -> int:
     """Parameters of the model that transformers makes of a configuration, without allocating it."""
     import torch
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    arguments = {name: _stack(value) if isinstance(value, dict) else value for name, value in fields.items()}
-    config = CONFIG_MAPPING[arguments.pop("model_type")](**arguments)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(transformers_config(fields))
     model.tie_weights()
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _stack(value: dict[str, Any]) -> list[str]:
-    return [value["letters"][letter] for letter in value["stack"]]
+def transformers_config(fields: dict[str, Any]) -> Any:
+    """transformers' configuration object of a published configuration."""
+    from transformers import CONFIG_MAPPING
+
+    arguments = {name: _written_out(value) for name, value in fields.items()}
+    return CONFIG_MAPPING[arguments.pop("model_type")](**arguments)
+
+
+def _written_out(value: Any) -> Any:
+    if isinstance(value, dict) and "stack" in value:
+        return [value["letters"][letter] for letter in value["stack"]]
+    return value
 
 
 def rows(with_transformers: bool) -> Iterator[list[str]]:
