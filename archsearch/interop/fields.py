@@ -74,6 +74,12 @@ class Fields:
             self.refuse(name, f"expected {' or '.join(map(repr, allowed))}, found {shown(value)}")
         return value
 
+    def agree(self, **expected: Any) -> None:
+        """Fields that some checkpoints give and transformers does not read: those that are there say this."""
+        for name, value in expected.items():
+            if self.get(name) not in (None, value):
+                self.only(name, value)
+
     def word(self, name: str, words: Mapping[Any, T]) -> T:
         """What the field's value is called here."""
         value = getattr(self, name)
@@ -108,10 +114,13 @@ class Fields:
 
     def finish(self, ignore: Collection[str] = ()) -> None:
         """Refuse what is left. ignore: names that the user vouches for. A null field is as good as none."""
-        left = {
-            name: value
+        left = [
+            f"{name} ({shown(value)})"
             for name, value in self._config.to_dict().items()
             if value is not None and name not in self._known and name not in ignore
-        }
-        for name, value in left.items():
-            self.refuse(name, f"{shown(value)}: unknown here, and it may change what the model computes")
+        ]
+        if left:
+            raise SpecError(
+                f"{self._config.model_type} config: unknown here, and may change what the model computes: "
+                f"{quoted(left)}"
+            )

@@ -68,7 +68,7 @@ def test_an_unknown_field(saved: Path, tmp_path: Path) -> None:
     config = json.loads((saved / "config.json").read_text()) | {"mamba_flavour": "sour"}
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config))
-    with pytest.raises(SpecError, match=r"^nemotron_h config: mamba_flavour: 'sour': unknown here"):
+    with pytest.raises(SpecError, match=r"^nemotron_h config: unknown here.*: mamba_flavour \('sour'\)$"):
         run(path, "--out", tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
     run(path, "--out", tmp_path / "ours", "--ignore", "mamba_flavour")

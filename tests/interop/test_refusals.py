@@ -10,11 +10,14 @@ import transformers
 
 from archsearch.interop import from_transformers
 from archsearch.interop.families import ALL
+from archsearch.interop.fields import HARMLESS
 from archsearch.interop.importing import plan
 from archsearch.interop.weights import gather, unfilled
 from archsearch.spec import SpecError
 
 from .sources import build as source_of
+
+UNKNOWN = "llama config: unknown here, and may change what the model computes: "
 
 
 def llama(**fields: Any) -> Any:
@@ -25,9 +28,15 @@ def llama(**fields: Any) -> Any:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"attention_temperature": 2}, "llama config: attention_temperature: 2: unknown here"),
+        (
+            {"attention_temperature": 2},
+            f"{UNKNOWN}attention_temperature (2)",
+        ),
         ({"hidden_act": "tanh"}, "llama config: hidden_act: 'tanh' is not supported"),
-        ({"quantization_config": {"bits": 4}}, "llama config: quantization_config: "),
+        (
+            {"quantization_config": {"bits": 4}},
+            f"{UNKNOWN}quantization_config (",
+        ),
         (
             {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
             "llama config: rope_parameters: rope_type 'dynamic' is not supported",
@@ -75,14 +84,20 @@ def test_family() -> None:
         plan(transformers.GPT2Config())
 
 
-def test_ignored_fields_have_reasons_and_exist() -> None:
-    """An ignored field that its family's config does not have guards against nothing."""
-    for family in ALL:
-        for word in family.model_types:
-            config = transformers.AutoConfig.for_model(word)
-            missing = [name for name in family.ignored if name not in config.to_dict()]
-            assert not missing or len(family.model_types) > 1, (word, missing)
-            assert all(family.ignored.values())
+def test_all_unknown_fields_are_named_at_once() -> None:
+    with pytest.raises(SpecError, match=r"computes: heat \(2\), wrap \('round'\)$"):
+        plan(llama(heat=2, wrap="round"))
+
+
+def test_what_checkpoints_say_besides_must_agree() -> None:
+    besides = {"d_model": 768, "n_layer": 32, "ssm_cfg": {}, "rms_norm": True, "fused_add_norm": True}
+    assert plan(transformers.MambaConfig(**besides)).spec().d_model == 768
+    with pytest.raises(SpecError, match=r"^mamba config: rms_norm: expected True, found false$"):
+        plan(transformers.MambaConfig(**besides | {"rms_norm": False}))
+
+
+def test_every_ignored_field_has_a_reason() -> None:
+    assert all(reason for family in ALL for reason in {**HARMLESS, **family.ignored}.values())
 
 
 def test_a_weight_that_has_no_place() -> None:

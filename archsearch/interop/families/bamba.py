@@ -26,11 +26,13 @@ def layers(c: Fields) -> Iterator[Part]:
 
 
 def attention(c: Fields, at: str) -> Part:
+    head_dim = c.get("head_dim") or c.hidden_size // c.num_attention_heads
+    c.agree(attn_rotary_emb=head_dim // 2)
     return parts.attention(
         f"{at}.self_attn",
         heads=c.num_attention_heads,
         kv_heads=c.num_key_value_heads,
-        head_dim=c.get("head_dim"),
+        head_dim=head_dim,
         rope=parts.rope(c),
         bias=c.attention_bias,
         output_bias=c.attention_bias,

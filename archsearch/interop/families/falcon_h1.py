@@ -16,6 +16,7 @@ def trunk(c: Fields) -> Trunk:
 
 def layers(c: Fields) -> Iterator[Part]:
     c.only("hidden_act", "silu")
+    c.agree(mamba_use_mlp=True)
     gate_scale, down_scale = c.mlp_multipliers
     for i in range(c.num_hidden_layers):
         at = f"model.layers.{i}"
@@ -72,6 +73,7 @@ FAMILY = Family(
     layers,
     ignored={
         "mamba_d_ssm": "transformers checks it against the heads",
+        "mlp_expansion_factor": "intermediate_size says it",
         "mamba_expand": "transformers checks it against the heads",
     },
 )

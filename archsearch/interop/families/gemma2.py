@@ -18,6 +18,7 @@ def trunk(c: Fields) -> Trunk:
 
 def layers(c: Fields) -> Iterator[Part]:
     c.only("use_bidirectional_attention", None, False)
+    c.agree(hidden_act=c.hidden_activation)
     for i, make in c.each("layer_types", {"full_attention": attention, "sliding_attention": windowed}):
         at = f"model.layers.{i}"
         yield make(c, at).normed(f"{at}.input_layernorm", f"{at}.post_attention_layernorm")

@@ -22,6 +22,7 @@ def trunk(c: Fields) -> Trunk:
 def layers(c: Fields) -> Iterator[Part]:
     kinds = {"full_attention": attention, "linear_attention": bamba.mamba2}
     c.understood(experts)
+    c.agree(normalization_function="rmsnorm")
     channels = experts if c.num_local_experts else mlp
     for i, mixer in c.each("layer_types", kinds):
         at = f"model.layers.{i}"
@@ -74,6 +75,7 @@ FAMILY = Family(
     trunk,
     layers,
     ignored={
+        "init_method": "initial weights",
         "mamba_expand": "transformers checks it against the heads",
         "rope_parameters": "read where position_embedding_type is rope",
     },

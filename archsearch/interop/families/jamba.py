@@ -15,6 +15,7 @@ def trunk(c: Fields) -> Trunk:
 
 def layers(c: Fields) -> Iterator[Part]:
     c.understood(experts)
+    c.agree(mamba_inner_layernorms=True)
     for i, mixer in c.each("layer_types", {"full_attention": attention, "linear_attention": mamba}):
         at = f"model.layers.{i}"
         yield mixer(c, at).normed(f"{at}.input_layernorm")
@@ -68,6 +69,8 @@ FAMILY = Family(
     trunk,
     layers,
     ignored={
+        "n_ctx": "the length of a table",
+        "calc_logits_for_entire_prompt": "what a call returns",
         **dict.fromkeys(("attn_layer_period", "attn_layer_offset"), "layer_types says it"),
         **dict.fromkeys(("expert_layer_period", "expert_layer_offset"), "layers_num_experts says it"),
         **dict.fromkeys(

@@ -14,6 +14,9 @@ def trunk(c: Fields) -> Trunk:
 
 
 def dense(c: Fields) -> Iterator[Part]:
+    c.agree(block_dim=c.hidden_size, conv_dim=c.hidden_size, conv_dim_out=c.hidden_size)
+    c.agree(block_norm_eps=c.norm_eps, block_use_swiglu=True, num_heads=c.num_attention_heads)
+    c.agree(theta=c.rope_parameters["rope_theta"], use_pos_enc=True)
     return layers(c, [adjusted] * c.num_hidden_layers)
 
 
@@ -77,5 +80,16 @@ def attention(c: Fields, at: str) -> Part:
     )
 
 
-LFM2 = Family(("lfm2",), trunk, dense, ignored={"full_attn_idxs": "layer_types says it"})
+LFM2 = Family(
+    ("lfm2",),
+    trunk,
+    dense,
+    ignored={
+        "full_attn_idxs": "layer_types says it",
+        **dict.fromkeys(
+            ("block_mlp_init_scale", "block_out_init_scale", "block_use_xavier_init", "conv_use_xavier_init"),
+            "initial weights",
+        ),
+    },
+)
 LFM2_MOE = Family(("lfm2_moe",), trunk, sparse)

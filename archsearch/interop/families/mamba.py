@@ -15,6 +15,8 @@ def trunk(c: Fields) -> Trunk:
 
 def layers(c: Fields) -> Iterator[Part]:
     c.only("hidden_act", "silu")
+    c.agree(d_inner=c.intermediate_size, d_model=c.hidden_size, n_layer=c.num_hidden_layers)
+    c.agree(rms_norm=True, ssm_cfg={})
     normed = c.model_type == "falcon_mamba"
     inner = {"inner_norm": "rms", "inner_norm_eps": c.mixer_rms_eps} if normed else {}
     for i in range(c.num_hidden_layers):
@@ -42,7 +44,9 @@ FAMILY = Family(
     ignored={
         "expand": "intermediate_size says it",
         "time_step_scale": "initial weights",
-        "use_mambapy": "how it is computed, not what",
-        "use_associative_scan": "how it is computed, not what",
+        **dict.fromkeys(
+            ("use_mambapy", "use_associative_scan", "fused_add_norm"), "how it is computed, not what"
+        ),
+        "pad_vocab_size_multiple": "vocab_size is padded already",
     },
 )

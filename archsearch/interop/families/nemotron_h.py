@@ -18,6 +18,7 @@ def trunk(c: Fields) -> Trunk:
 
 
 def layers(c: Fields) -> Iterator[Part]:
+    c.agree(rms_norm_eps=c.layer_norm_epsilon, attention_head_dim=c.head_dim)
     kinds = {"linear_attention": mamba2, "full_attention": attention, "mlp": mlp, "moe": moe}
     for i, make in c.each("layer_types", kinds):
         at = f"model.layers.{i}"

@@ -32,6 +32,7 @@ def next_layers(c: Fields) -> Iterator[Part]:
 
 
 def layers(c: Fields, with_experts: set[int]) -> Iterator[Part]:
+    c.agree(attn_output_gate=True)
     for i, mixer in c.each("layer_types", {"full_attention": attention, "linear_attention": deltanet}):
         at = f"model.layers.{i}"
         yield mixer(c, at).normed(f"{at}.input_layernorm")
@@ -101,6 +102,13 @@ def experts(c: Fields, at: str) -> Part:
     )
 
 
-QWEN3_5 = Family(("qwen3_5_text",), trunk, dense)
-QWEN3_5_MOE = Family(("qwen3_5_moe_text",), trunk, sparse)
-QWEN3_NEXT = Family(("qwen3_next",), trunk, next_layers)
+IGNORED = {
+    "full_attention_interval": "layer_types says it",
+    "mamba_ssm_dtype": "how a cache is kept",
+    **dict.fromkeys(
+        ("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings"), "transformers does not build them"
+    ),
+}
+QWEN3_5 = Family(("qwen3_5_text",), trunk, dense, IGNORED)
+QWEN3_5_MOE = Family(("qwen3_5_moe_text",), trunk, sparse, IGNORED)
+QWEN3_NEXT = Family(("qwen3_next",), trunk, next_layers, IGNORED)

@@ -16,6 +16,7 @@ def trunk(c: Fields) -> Trunk:
 
 
 def layers(c: Fields) -> Iterator[Part]:
+    c.agree(embeddings_scale_by_sqrt_dim=True)
     for i, make in c.each("layer_types", {"linear_attention": recurrence, "sliding_attention": attention}):
         at = f"model.layers.{i}"
         yield make(c, f"{at}.temporal_block").normed(f"{at}.temporal_pre_norm")
@@ -50,7 +51,7 @@ FAMILY = Family(
     trunk,
     layers,
     ignored={
-        "block_types": "layer_types says it",
+        **dict.fromkeys(("block_types", "_block_types"), "layer_types says it"),
         "w_init_variance_scale": "initial weights",
         "final_w_init_variance_scale": "initial weights",
     },
