@@ -96,17 +96,14 @@ def attend_to_cache(
 
     mask_bt: False at padding; of all tokens so far, though the cache may hold only the last of them.
     """
-    k, v = cache.k_bgte, cache.v_bgte
+    q, k, v = q_bhe[:, :, None], cache.k_bgte, cache.v_bgte
     allowed = None if mask_bt is None else mask_bt[:, None, None, -k.shape[2] :]
-    if softcap is None and sinks_h is None and k.shape[-1] == v.shape[-1]:
-        grouped = q_bhe.shape[1] != k.shape[1]
-        y = F.scaled_dot_product_attention(
-            q_bhe[:, :, None], k, v, attn_mask=allowed, scale=scale, enable_gqa=grouped
-        )
+    grouped = q.shape[1] != k.shape[1]
+    if softcap is None and sinks_h is None and (q.is_cuda or not grouped):
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=scale, enable_gqa=grouped)
     else:
-        y = explicit_attention(
-            q_bhe[:, :, None], k, v, allowed, scale=scale, softcap=softcap, sinks_h=sinks_h
-        )
+        # Also for groups on a CPU, where the fused kernel reads keys and values once a query head.
+        y = explicit_attention(q, k, v, allowed, scale=scale, softcap=softcap, sinks_h=sinks_h)
     return y[:, :, 0]
 
 
@@ -130,8 +127,8 @@ def explicit_attention(
     def folded(t_bhlx: Tensor) -> Tensor:
         return t_bhlx.reshape(t_bhlx.shape[0], groups, heads // groups * length, t_bhlx.shape[-1])
 
-    scores = (folded(q_bhle) @ k_bgte.mT).view(-1, heads, length, keys)
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scale
+    scores = (folded(q_bhle * scale) @ k_bgte.mT).view(-1, heads, length, keys)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if allowed is not None:
