@@ -101,7 +101,7 @@ def main() -> None:
     )
     parser.add_argument("--transformers", action="store_true")
     options = parser.parse_args()
-    head = ["spec", "parameters", "published", "active", *CONTEXTS]
+    head = ["spec", "parameters", "published", "active", *(f"KV + state @ {name}" for name in CONTEXTS)]
     if options.transformers:
         head.append("in transformers")
     print("| " + " | ".join(head) + " |")

@@ -102,7 +102,9 @@ def _count(value: int) -> str:
 
 
 def _context_table(costs: Costs, dtype: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, caption=f"bytes a sequence, in {dtype}", caption_justify="left")
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, caption=f"bytes a sequence, in {dtype}", caption_justify="left"
+    )
     for name in ("context", "FLOPs/token", "KV cache", "recurrent state", "KV + state"):
         table.add_column(name, justify="right")
     for context, cost in costs.items():
@@ -113,13 +115,13 @@ def _context_table(costs: Costs, dtype: str) -> Table:
 
 
 def _layer_table(context: int, cost: ModelCost) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_footer=True)
-    total = cost.total
+    table = Table(box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False)
     table.add_column("layer", "total")
     table.add_column("kind")
-    table.add_column("parameters", f"{total.params:,}", justify="right")
-    table.add_column("FLOPs/token", _flops(total), justify="right")
-    table.add_column(f"state @ {context:,}", _bytes(total.state_bytes), justify="right")
+    names = ("parameters", "FLOPs/token", f"state @ {context:,}")
+    for name, total in zip(names, _cells(cost.total), strict=True):
+        # Where the terminal is narrow, names give way, not numbers.
+        table.add_column(name, total, justify="right", no_wrap=True)
     table.add_row("embedding", "", *_cells(cost.embedding))
     for row in _rows(cost.layers):
         table.add_row(*row)
