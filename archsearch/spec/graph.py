@@ -168,13 +168,16 @@ class Expansion:
         """The branch with its output projection left to the merge; it must be one bare layer."""
         last = branch[-1]
         wrapped = last.residual or last.norm in ("post", "sandwich")
-        if len(branch) > 1 or wrapped or last.owner or last.branches or last.layer.id:
+        if len(branch) > 1 or wrapped or last.owner or last.branches:
             raise GraphError(
                 last.source,
                 "projection: shared takes branches of one bare layer each "
-                "(no list, no residual, no norm after it, no id, not shared, not parallel or sequential)",
+                "(no list, no residual, no norm after it, not shared, not parallel or sequential)",
             )
-        return (replace(last, project=False),)
+        last = replace(last, project=False)
+        if last.layer.id is not None:
+            self.named[last.layer.id] = (self.named[last.layer.id][0], last)
+        return (last,)
 
     def _open(self, layer: Layer, source: Path) -> None:
         """Note the layer's id as being defined; two different layers may not have one name."""
@@ -189,6 +192,10 @@ class Expansion:
     def _shared(self, entry: Share, path: str, source: Path) -> Node:
         where = (*source, "share")
         owner = self._named(entry.share, where)
+        if not owner.project:
+            raise GraphError(
+                where, f"{entry.share!r} has no output projection: its merge has the one it shares"
+            )
         try:
             _check_lora(owner.layer, entry.lora, self.d_model)
         except FieldError as error:

@@ -90,6 +90,17 @@ MODELS: dict[str, dict[str, Any]] = {
             {"repeat": 2, "layers": [{"attention": {"heads": 4, "kv_from": "asked"}}]},
         ]
     },
+    "keys and values under one projection": {
+        "layers": [
+            {
+                "parallel": {
+                    "branches": [{"attention": {**HEADS, "id": "asked"}}, {"mlp": {"hidden": 16}}],
+                    "merge": {"mean": {"projection": "shared"}},
+                }
+            },
+            {"attention": {"heads": 2, "kv_from": "asked"}},
+        ]
+    },
     "across branches": {
         "layers": [
             {
