@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import typer
 
-from archsearch.cli import convert, inspect, study, train
+from archsearch.cli import convert, export, inspect, study, train
 
 app = typer.Typer(
     name="archsearch",
@@ -31,6 +31,7 @@ app.command()(study.watch)
 app.command()(study.report)
 app.command("ls")(inspect.list_runs)
 app.command("import")(convert.import_model)
+app.command()(export.export)
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 

@@ -21,14 +21,14 @@ def import_model(
     from archsearch.spec import model_cost
     from archsearch.spec.quantities import count_text
 
-    _hush()
+    hush()
     spec = import_folder(source, out, ignore or ())
     params = count_text(model_cost(spec, context=1).total.params)
     held = "with its weights" if (out / WEIGHTS).exists() else "without weights"
     print(f"{out}: {spec.name!r}, {len(spec.nodes)} layers, {params} parameters, {held}")
 
 
-def _hush() -> None:
+def hush() -> None:
     """transformers talks while it loads; what matters is said here."""
     from transformers.utils import logging
 

@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from archsearch.compiler.model import LanguageModel
 from archsearch.interop.blueprint import Blueprint
 from archsearch.interop.families import family_of
+from archsearch.interop.returning import REMOTE, register, remote_blueprint, with_own_spec
 from archsearch.interop.weights import fill, gather, unfilled
 from archsearch.mixers.kernels import Mode
-from archsearch.spec.errors import SpecError
+from archsearch.spec.errors import SpecError, quoted
 from archsearch.spec.loading import load_spec, to_yaml
 from archsearch.spec.model import ModelSpec
 
@@ -38,8 +39,11 @@ def from_transformers(
 
 
 def plan(config: Any, ignore: Collection[str] = ()) -> Blueprint:
-    """Spec values and weight rules of a transformers config. Raises `SpecError`."""
-    return family_of(config.model_type).blueprint(config, ignore)
+    """Spec values and weight rules of a transformers config, or of its part for text. Raises `SpecError`."""
+    if config.model_type == REMOTE:
+        return remote_blueprint(config)
+    config = config.get_text_config()
+    return with_own_spec(family_of(config.model_type).blueprint(config, ignore), config)
 
 
 def import_folder(source: Path, out: Path, ignore: Collection[str] = ()) -> ModelSpec:
@@ -47,23 +51,17 @@ def import_folder(source: Path, out: Path, ignore: Collection[str] = ()) -> Mode
 
     source: a folder of transformers' `save_pretrained`, or a config.json alone. Raises `SpecError`.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     if not source.exists():
         raise SpecError(f"{source}: no such file or folder")
+    register()
     config = _or_refuse(source, lambda: AutoConfig.from_pretrained(source, local_files_only=True))
     blueprint = plan(config, ignore)
     spec = blueprint.spec()
     weights = None
-    if source.is_dir() and any(source.glob("*.safetensors")):
-        # transformers renames and packs what older checkpoints hold; its names are those that rules use.
-        model = _or_refuse(
-            source,
-            lambda: AutoModelForCausalLM.from_pretrained(source, dtype="auto", local_files_only=True),
-        )
-        held = dict(model.state_dict())
-        del model  # so that each tensor is freed once it is copied
-        weights = gather(blueprint.rules, held, unfilled(spec))
+    if source.is_dir() and any(file.suffix in (".safetensors", ".bin") for file in source.iterdir()):
+        weights = gather(blueprint.rules, _held(source), unfilled(spec))
     out.mkdir(parents=True, exist_ok=True)
     (out / SPEC).write_text(to_yaml(spec))
     if weights is not None:
@@ -78,6 +76,24 @@ def load_model(folder: str | Path, device: str = "cpu", kernels: Mode = "auto") 
         raise SpecError(f"{folder}: no imported model (expected {SPEC} and {WEIGHTS} in it)")
     model = unfilled(load_spec(folder / SPEC), device, kernels)
     return fill(model, load_file(folder / WEIGHTS, device=device))
+
+
+def _held(source: Path) -> dict[str, torch.Tensor]:
+    """The weights of a folder, by the names of transformers' modules: those that rules use.
+
+    transformers reads them, since older checkpoints have other names and experts in other pieces.
+    """
+    from transformers import AutoModelForCausalLM
+
+    def read() -> Any:
+        load = AutoModelForCausalLM.from_pretrained
+        return load(source, dtype="auto", local_files_only=True, output_loading_info=True)
+
+    model, report = _or_refuse(source, read)
+    for what in ("missing", "unexpected"):
+        if report[f"{what}_keys"]:
+            raise SpecError(f"{source}: {what} weights: {quoted(sorted(report[f'{what}_keys'])[:4])}")
+    return dict(model.state_dict())
 
 
 def _or_refuse(source: Path, read: Any) -> Any:

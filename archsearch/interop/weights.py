@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from archsearch.compiler.model import LanguageModel
+from archsearch.interop.modules import Unallocated, first_names
 from archsearch.interop.rules import Rule, Rules
-from archsearch.interop.unallocated import Unallocated
 from archsearch.mixers.kernels import Mode, choose_kernels
 from archsearch.spec.errors import SpecError
 from archsearch.spec.model import ModelSpec
@@ -26,7 +26,7 @@ def fill(model: LanguageModel, weights: Mapping[str, Tensor]) -> LanguageModel:
 
     Raises `SpecError` where one is missing, too many, or of another shape.
     """
-    ours, first = model.state_dict(keep_vars=True), _first_names(model)
+    ours, first = model.state_dict(keep_vars=True), first_names(model)
     for name in set(first.values()) - weights.keys():
         raise SpecError(f"weights: {name} is missing")
     for name, tensor in weights.items():
@@ -43,13 +43,6 @@ def fill(model: LanguageModel, weights: Mapping[str, Tensor]) -> LanguageModel:
     return model
 
 
-def _first_names(model: nn.Module) -> dict[str, str]:
-    """Every name of the state dict -> the first name of the same tensor."""
-    first: dict[int, str] = {}
-    tensors = model.state_dict(keep_vars=True)
-    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
-
-
 def gather(rules: Rules, source: dict[str, Tensor], model: LanguageModel) -> dict[str, Tensor]:
     """The model's tensors, copies of the source's, which leave `source` one by one as they are used.
 
@@ -57,7 +50,7 @@ def gather(rules: Rules, source: dict[str, Tensor], model: LanguageModel) -> dic
     for one of either side that no rule names; a tied weight, the memory of another, needs none.
     """
     tensors = model.state_dict()
-    ours = {name: tensors[name] for name in _first_names(model).values()}
+    ours = {name: tensors[name] for name in first_names(model).values()}
     used: set[int] = set()
     found: dict[str, Tensor] = {}
     for rule in rules:

@@ -15,8 +15,8 @@ from transformers.utils import can_return_tuple
 
 from archsearch.compiler.build import compile_model
 from archsearch.compiler.model import LanguageModel, ModelState
+from archsearch.interop.modules import Unallocated, first_names
 from archsearch.interop.remote.configuration_archsearch import ArchsearchConfig
-from archsearch.interop.unallocated import Unallocated
 from archsearch.mixers.base import Call
 from archsearch.mixers.kernels import choose_kernels
 from archsearch.spec.model import ModelSpec
@@ -90,22 +90,14 @@ class ArchsearchForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: ArchsearchConfig):
         super().__init__(config)
         self.model = _build(ModelSpec.model_validate(config.spec))
-        self._tied_weights_keys = self._ties()
+        # Every further name of a weight that has several; the checkpoint holds the first.
+        self._tied_weights_keys = {name: first for name, first in first_names(self).items() if name != first}
         for module in self.model.modules():
             # Loading empties the buffers that checkpoints do not hold; see `_init_weights`.
             hidden = module._non_persistent_buffers_set
             buffers = module.named_buffers(recurse=False)
             module.constants = {name: value.clone() for name, value in buffers if name in hidden}
         self.post_init()
-
-    def _ties(self) -> dict[str, str]:
-        """Every further name of a weight that has several -> the first, which the checkpoint holds."""
-        first: dict[int, str] = {}
-        found = {}
-        for name, tensor in self.state_dict(keep_vars=True).items():
-            if first.setdefault(id(tensor), name) != name:
-                found[name] = first[id(tensor)]
-        return found
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
         return dict(self._tied_weights_keys)

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from archsearch.compiler.model import LanguageModel
+from archsearch.interop.modules import first_names
 from archsearch.interop.remote.bundle import PACKAGE, write_code
 from archsearch.interop.remote.configuration_archsearch import ArchsearchConfig
 from archsearch.mixers.table import MIXERS
@@ -47,7 +48,5 @@ def write_remote(model: LanguageModel, folder: Path) -> None:
 
 def unique(model: LanguageModel) -> dict[str, Tensor]:
     """Every weight once, under the first of its names in transformers' class."""
-    found: dict[int, tuple[str, Tensor]] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        found.setdefault(id(tensor), (PREFIX + name, tensor.detach().contiguous()))
-    return dict(found.values())
+    tensors = model.state_dict()
+    return {PREFIX + name: tensors[name].contiguous() for name in dict.fromkeys(first_names(model).values())}

@@ -1,10 +1,11 @@
-"""Modules whose weights are about to be replaced, without memory for them."""
+"""Modules and their weights, by name, before they have any."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 
@@ -16,3 +17,10 @@ class Unallocated(TorchFunctionMode):
         if func is torch.empty:
             kwargs["device"] = "meta"
         return func(*args, **kwargs)
+
+
+def first_names(module: nn.Module) -> dict[str, str]:
+    """Every name of the state dict -> the first name of the same tensor: shared weights have several."""
+    first: dict[int, str] = {}
+    tensors = module.state_dict(keep_vars=True)
+    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}

@@ -1,0 +1,145 @@
+"""Export as a class of transformers, where one computes the same function.
+
+A target proposes a config for a spec. The family's import table reads it back, and only where the spec that
+it gives is the same as the one at hand is the class used: one table says both ways what a family is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from archsearch.compiler.model import LanguageModel
+from archsearch.interop.blueprint import Blueprint
+from archsearch.interop.families import FAMILIES
+from archsearch.interop.function import differences
+from archsearch.interop.modules import Unallocated
+from archsearch.interop.rules import Rules
+from archsearch.interop.targets import LAYERS, TARGETS, TRUNK, Config, Layout, Target
+from archsearch.spec.errors import SpecError, quoted
+from archsearch.spec.model import ModelSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """A class of transformers that computes what the spec says, and the config under which it does."""
+
+    config: Any
+    blueprint: Blueprint
+
+    @property
+    def name(self) -> str:
+        return _class_of(self.config).__name__
+
+
+class Mismatch(Exception):
+    """Why a target is not the spec's."""
+
+
+def find(spec: ModelSpec) -> tuple[Match | None, list[str]]:
+    """The first target that fits; and why each before it does not."""
+    reasons: list[str] = []
+    for target in TARGETS:
+        if target.model_type not in FAMILIES:
+            continue
+        try:
+            return fit(spec, target), reasons
+        except Mismatch as mismatch:
+            reasons.append(f"{target.model_type}: {mismatch}")
+    return None, reasons
+
+
+def fit(spec: ModelSpec, target: Target) -> Match:
+    """Raises `Mismatch`, which names the first thing that differs."""
+    from transformers import AutoConfig
+
+    layout = _layout(spec, target)
+    try:
+        config = AutoConfig.for_model(target.model_type, **_proposal(layout, target))
+        blueprint = FAMILIES[target.model_type].blueprint(config)
+        theirs = blueprint.spec()
+    except (SpecError, ValueError, TypeError) as error:
+        raise Mismatch(" ".join(str(error).split())) from None
+    difference = next(differences(spec, theirs), None)
+    if difference is not None:
+        raise Mismatch(difference)
+    return Match(config, blueprint)
+
+
+def _layout(spec: ModelSpec, target: Target) -> Layout:
+    nodes = [inner for node in spec.nodes for inner in node.walk()]
+    for node in nodes:
+        if node.owner is not None or node.lora is not None:
+            raise Mismatch(f"{node.path}: no layer of it is used twice")
+        if node.kind not in target.kinds:
+            raise Mismatch(f"{node.path}: {node.kind}, where it has {quoted(target.kinds)}")
+    kinds = {node.kind for node in nodes}
+    attending = kinds & {"attention", "mla"}
+    if target.mixed and not (attending and kinds - attending - {"mlp", "moe"}):
+        raise Mismatch("its cache needs both attention and recurrent layers")
+    if not target.pair:
+        return Layout(spec, [(node,) for node in spec.nodes])
+    if len(spec.nodes) % 2:
+        raise Mismatch(f"{len(spec.nodes)} layers do not come in pairs of a mixer and an MLP")
+    units = list(zip(spec.nodes[::2], spec.nodes[1::2], strict=True))
+    for mixer, channel in units:
+        if mixer.layer.family == "channel" or channel.layer.family != "channel":
+            found = f"{mixer.kind} and {channel.kind}"
+            raise Mismatch(f"{mixer.path}: {found}, where it has a mixer and an MLP in turn")
+    return Layout(spec, [*units])
+
+
+def _proposal(layout: Layout, target: Target) -> Config:
+    """Fields of the target's config, as far as it has them."""
+    from transformers import CONFIG_MAPPING
+
+    spec = layout.spec
+    known = {field.name for field in dataclasses.fields(CONFIG_MAPPING[target.model_type])}
+    found = {name: read(spec, spec) for name, read in TRUNK.items() if name in known}
+    found["num_hidden_layers"] = len(layout.units)
+    for kind in target.kinds:
+        layer = layout.first(kind)
+        for name, read in LAYERS.get(kind, {}).items() if layer is not None else ():
+            if name in known and name not in found:
+                found[name] = read(layer, spec)
+    for name in known & {"layer_types", "layers_block_type"}:
+        found[name] = layout.words()
+    found |= {name: None for name in known & {"pad_token_id", "bos_token_id", "eos_token_id"}}
+    attention = layout.first("attention")
+    if attention is not None and attention.heads * attention.head_dim != spec.d_model:
+        found["head_dim"] = attention.head_dim
+    return found | target.extra(layout)
+
+
+def write_native(model: LanguageModel, match: Match, folder: Path) -> None:
+    """config.json, with the spec in it for those who import it again, and the weights."""
+    weights = model.state_dict()
+    with Unallocated():
+        theirs = _class_of(match.config)(match.config)
+    shapes = theirs.state_dict()
+    found = scatter(match.blueprint.rules, weights, shapes)
+    theirs.load_state_dict(found, strict=False, assign=True)
+    theirs.tie_weights()
+    theirs.config.archsearch_spec = model.spec.dump()
+    theirs.config.dtype = model.embedding.weight.dtype
+    theirs.save_pretrained(folder)
+
+
+def scatter(rules: Rules, ours: dict[str, Tensor], shapes: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The import's rules run backwards: our tensors -> theirs, whose shapes are given."""
+    found: dict[str, Tensor] = {}
+    for rule in rules:
+        if rule.ours is None:
+            continue  # theirs has it from its config
+        apart = rule.join.apart(ours[rule.ours], [shapes[name].shape for name in rule.theirs])
+        found |= {name: tensor.contiguous() for name, tensor in zip(rule.theirs, apart, strict=True)}
+    return found
+
+
+def _class_of(config: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM._model_mapping[type(config)]
