@@ -35,6 +35,7 @@ HARMLESS: dict[str, str] = {
         ("chunk_size", "mamba_chunk_size", "chunk_size_feed_forward", "pretraining_tp"),
         "how it is computed, not what",
     ),
+    "archsearch_spec": "compared with what the other fields say",
     "max_position_embeddings": "the length of a table; rope scaling reads it where it means more",
 }
 """Fields of any family that do not change the function, and why. A family adds its own."""
@@ -94,7 +95,7 @@ class Fields:
 
         kinds: word -> function of these fields and the layer's name.
         """
-        words = getattr(self, name)
+        words = getattr(self, name) or ()
         if len(words) != self.num_hidden_layers:
             self.refuse(name, f"{len(words)} words for {self.num_hidden_layers} layers")
         for i, kind in enumerate(words):

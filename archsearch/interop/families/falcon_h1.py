@@ -41,7 +41,7 @@ def mamba2(c: Fields, at: str) -> Part:
         d_state=c.mamba_d_state,
         d_conv=c.mamba_d_conv,
         gated_norm=place if c.mamba_rms_norm else "none",
-        multipliers=[float(scale) for scale in c.ssm_multipliers],
+        multipliers=c.ssm_multipliers if set(c.ssm_multipliers) != {1} else None,
         in_scale=c.ssm_in_multiplier,
         out_scale=c.ssm_out_multiplier,
         dt_limit=parts.dt_limit(c),
@@ -59,7 +59,7 @@ def attention(c: Fields, at: str) -> Part:
         head_dim=head_dim,
         rope=parts.rope(c),
         # Keys times a constant are scores times that constant.
-        scale=head_dim**-0.5 * c.key_multiplier,
+        scale=head_dim**-0.5 * c.key_multiplier if c.key_multiplier != 1 else None,
         in_scale=c.attention_in_multiplier,
         out_scale=c.attention_out_multiplier,
         bias=c.attention_bias,
