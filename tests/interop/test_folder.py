@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from archsearch.cli import app, main
 from archsearch.interop import from_transformers, load_model
 from archsearch.spec import SpecError, load_spec
 
-from .sources import logits, source
+from .sources import FAMILIES, Draw, logits, source
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +59,47 @@ def test_a_config_alone(hf: Any, saved: Path, tmp_path: Path) -> None:
     assert load_spec(out / "spec.yaml").hash == from_transformers(hf)[0].hash
     with pytest.raises(SpecError, match=r"no imported model \(expected spec.yaml and model.safetensors"):
         load_model(out)
+
+
+def changed(saved: Path, folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+    """A copy of a saved model, its first file of weights changed."""
+    shutil.copytree(saved, folder)
+    path = min(folder.glob("*.safetensors"))
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path)
+    index = folder / "model.safetensors.index.json"
+    listed = json.loads(index.read_text())
+    places = {name: file for name, file in listed["weight_map"].items() if file != path.name}
+    index.write_text(json.dumps(listed | {"weight_map": places | dict.fromkeys(weights, path.name)}))
+    return folder
+
+
+def test_weights_that_the_files_lack(saved: Path, tmp_path: Path) -> None:
+    folder = changed(saved, tmp_path / "theirs", lambda weights: weights.pop(min(weights)))
+    with pytest.raises(SpecError, match="theirs: missing weights: "):
+        run(folder, "--out", tmp_path / "ours")
+
+
+def test_weights_that_the_model_has_no_place_for(saved: Path, tmp_path: Path) -> None:
+    more = {"model.layers.0.mixer.temperature": torch.ones(3)}
+    folder = changed(saved, tmp_path / "theirs", lambda weights: weights.update(more))
+    with pytest.raises(SpecError, match=r"theirs: unexpected weights: model.layers.0.mixer.temperature$"):
+        run(folder, "--out", tmp_path / "ours")
+
+
+def test_the_text_part_of_a_model_that_also_sees(tmp_path: Path) -> None:
+    text = FAMILIES["qwen3_5"](Draw(0))
+    del text["config"]
+    sight = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 48}
+    config = transformers.Qwen3_5Config(text_config=text, vision_config=sight)
+    hf = transformers.AutoModelForImageTextToText.from_config(config).eval()
+    hf.save_pretrained(tmp_path / "theirs")
+    run(tmp_path / "theirs", "--out", tmp_path / "ours")
+    ids_bl = torch.arange(1, 20)[None]
+    with torch.no_grad():
+        ours = load_model(tmp_path / "ours")(ids_bl)
+    torch.testing.assert_close(ours, logits(hf, ids_bl), rtol=1e-5, atol=1e-5)
 
 
 def test_half_precision_is_kept(hf: Any, tmp_path: Path) -> None:
