@@ -20,12 +20,18 @@ from archsearch.spec.model import ModelSpec
 class Part:
     """One entry of `layers`, and where its weights are in the source.
 
-    kind, fields: the entry. rules: our names are relative to the entry's block.
+    kind, fields: the entry; `share` and its fields where it is one. rules: our names are relative to the
+    entry's block.
     """
 
     kind: str
     fields: dict[str, Any]
     rules: Rules
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """As it stands in `layers`."""
+        return self.fields if self.kind == "share" else {self.kind: self.fields}
 
     def having(self, **fields: Any) -> Part:
         """The part with more fields."""
@@ -72,7 +78,7 @@ class Family:
         fields.only("is_encoder_decoder", False)
         trunk, parts = self.trunk(fields), list(self.layers(fields))
         fields.finish(ignore)
-        values = trunk.values | compact([{part.kind: part.fields} for part in parts])
+        values = trunk.values | compact([part.entry for part in parts])
         inside = [rule.under(f"layers.{i}") for i, part in enumerate(parts) for rule in part.rules]
         return Blueprint(config.model_type, values, (*trunk.rules, *inside))
 

@@ -8,7 +8,7 @@ from typing import Any
 from archsearch.spec.entries import layer_kinds
 
 Entry = Any
-"""`{kind: fields}`; in a parallel's `branches` and a sequential's `layers` stand more of them."""
+"""`{kind: fields}`, or a share; in a parallel's `branches` and a sequential's `layers` stand more of them."""
 
 NESTED = ("branches", "layers")
 
@@ -50,9 +50,12 @@ def _saved(stretch: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 def _each(entries: list[Entry], change: Callable[[str, dict[str, Any]], Entry]) -> list[Entry]:
-    """Every entry changed, those inside others first."""
+    """Every layer changed, those inside others first; shares are as they are."""
     changed = []
     for entry in entries:
+        if "share" in entry:
+            changed.append(entry)
+            continue
         ((kind, fields),) = entry.items()
         if "branches" in fields:
             fields = fields | {"branches": [_each(branch, change) for branch in fields["branches"]]}

@@ -288,8 +288,34 @@ def parallel(branches: Sequence[Part], merge: Any) -> Part:
     rules = tuple(
         rule.under(f"layer.branches.{i}.0") for i, part in enumerate(branches) for rule in part.rules
     )
-    entries = [[{part.kind: part.fields}] for part in branches]
-    return Part("parallel", {"branches": entries, "merge": merge}, rules)
+    return Part("parallel", {"branches": [[part.entry] for part in branches], "merge": merge}, rules)
+
+
+def sequential(layers: Sequence[Part], **fields: Any) -> Part:
+    rules = tuple(rule.under(f"layer.layers.{i}") for i, part in enumerate(layers) for rule in part.rules)
+    return Part("sequential", {"layers": [part.entry for part in layers], **fields}, rules)
+
+
+def linear_layer(at: str) -> Part:
+    return Part("linear", {}, linear(at, "layer.out_proj"))
+
+
+def share(name: str) -> Part:
+    """Another use of the layer with this id: none of its weights are its own."""
+    return Part("share", {"share": name}, ())
+
+
+def low_rank(part: Part, projection: str, rank: int, adapters: Sequence[str]) -> Part:
+    """The part, or the share, with a low-rank term of its own on a projection.
+
+    adapters: the source's, one a segment of the projection's outputs, of two matrices each.
+    """
+    ours = f"layer.{projection}"
+    names = {f"{ours}.{name}": f"{ours}.base.{name}" for name in ("weight", "bias")}
+    rules = [replace(rule, ours=names.get(rule.ours or "", rule.ours)) for rule in part.rules]
+    for i, name in enumerate(adapters):
+        rules += linear(f"{name}.0", f"{ours}.down.{i}") + linear(f"{name}.1", f"{ours}.up.{i}")
+    return replace(part.having(lora=rank), rules=tuple(rules))
 
 
 def conv(theirs: str, ours: str, bias: bool) -> Rules:

@@ -31,6 +31,8 @@ CONV = Join(lambda theirs: theirs[0].squeeze(1), lambda ours, shapes: [ours.unsq
 """A depthwise convolution's (channels, 1, width), here (channels, width)."""
 FLAT = Join(lambda theirs: theirs[0].flatten(), lambda ours, shapes: [ours.reshape(tuple(shapes[0]))])
 """The source's axes one after another in a single one."""
+HEADS = Join(lambda theirs: theirs[0].flatten(0, 1), lambda ours, shapes: [ours.reshape(tuple(shapes[0]))])
+"""The source's axis of heads, and the next one, in a single one."""
 STACK = Join(torch.stack, lambda ours, shapes: list(ours.unbind()))
 """One tensor an expert, here side by side."""
 

@@ -77,3 +77,57 @@ def minimax(draw: Draw) -> Fields:
             "mlp_beta_factor": 0.7,
         }
     )
+
+
+def hybrid(draw: Draw) -> list[str]:
+    """Kinds of layers, with at least two calls of the shared blocks."""
+    kinds = ["linear_attention", "hybrid", "hybrid", "linear_attention"] + ["hybrid"] * draw.choice([0, 1])
+    draw.shuffle(kinds)
+    return kinds
+
+
+@family
+def zamba(draw: Draw) -> Fields:
+    kinds = hybrid(draw)
+    heads = draw.choice([2, 4, 6])
+    return stack(draw) | {
+        "config": "ZambaConfig",
+        "tie_word_embeddings": True,
+        "num_hidden_layers": len(kinds),
+        "layers_block_type": kinds,
+        "num_attention_heads": heads,
+        "num_key_value_heads": draw.choice([heads, 2]),
+        "attention_head_dim": draw.choice([None, 14]),
+        "intermediate_size": draw.choice([40, 72]),
+        "n_mamba_heads": draw.choice([1, 2, 3]),
+        "mamba_d_state": draw.choice([5, 8]),
+        "mamba_d_conv": draw.choice([3, 4]),
+        "mamba_dt_rank": draw.choice(["auto", 5]),
+        "mamba_expand": draw.choice([1, 2]),
+        "mamba_conv_bias": coin(draw),
+        "mamba_proj_bias": coin(draw),
+    }
+
+
+@family
+def zamba2(draw: Draw) -> Fields:
+    kinds = hybrid(draw)
+    heads, adapters = draw.choice([2, 4, 6]), coin(draw)
+    return stack(draw) | {
+        "config": "Zamba2Config",
+        "tie_word_embeddings": True,
+        "num_hidden_layers": len(kinds),
+        "layers_block_type": kinds,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads if adapters else draw.choice([heads, 2]),
+        "intermediate_size": draw.choice([40, 72]),
+        "num_mem_blocks": draw.choice([1, 2]),
+        "use_shared_attention_adapter": adapters,
+        "adapter_rank": draw.choice([4, 6]),
+        "use_mem_rope": coin(draw),
+        "add_bias_linear": coin(draw),
+        "n_mamba_heads": draw.choice([6, 12, 3]),
+        "mamba_ngroups": draw.choice([1, 3]),
+        "mamba_d_state": draw.choice([8, 12]),
+        "mamba_d_conv": draw.choice([3, 4]),
+    }

@@ -17,6 +17,7 @@ from archsearch.interop.families import (
     olmo_hybrid,
     qwen_hybrid,
     recurrent_gemma,
+    zamba,
 )
 from archsearch.spec.errors import SpecError, nearest
 
@@ -40,6 +41,8 @@ ALL: tuple[Family, ...] = (
     qwen_hybrid.QWEN3_5_MOE,
     qwen_hybrid.QWEN3_NEXT,
     recurrent_gemma.FAMILY,
+    zamba.ZAMBA,
+    zamba.ZAMBA2,
 )
 
 FAMILIES: dict[str, Family] = {word: family for family in ALL for word in family.model_types}
