@@ -103,7 +103,8 @@ class _ChunkedScan(torch.autograd.Function):
         ctx.batch = batch = len(v_blhv)
         query, key, v, g = (_by_chunk(t, q) for t in (q_blhk, k_blhk, v_blhv, g_blhk))
         beta = _by_chunk(beta_blh[..., None], q)
-        M, L, ends = _scores(query, key, g)
+        ends = _ends(g)
+        M, L = _scores(query, key, g)
         T = inverse_of_unit_lower(L * beta.mT)
         P, after = _pass_states(T, v, beta, key, ends)
         o = M @ (beta * P)
@@ -160,19 +161,20 @@ def _by_token(t: Tensor, batch: int) -> Tensor:
     return t.unflatten(1, (batch, -1)).permute(1, 0, 3, 2, 4).flatten(1, 2)
 
 
-def _halves(since: Tensor, until: Tensor) -> Iterator[tuple[int, Tensor]]:
+def _halves(g: Tensor) -> Iterator[tuple[int, Tensor]]:
     """The decays by which the second half of a block sees the first, from pairs of tokens up to whole chunks.
 
     L and M are matmuls only where a_i - a_j splits into a part of i and a part of j, and exp(a_i) times
     exp(-a_j) would overflow. Cut at the middle of a block, with i in its second half and j in its first,
     both parts are at most 0; and what happens within the halves is cut in the same way.
 
-    Gives s and (m, 2, s, k): the first half's decays up to the middle, the second's from there on. since and
-    until come as g and zeros; they are grown in place to a chunk's sums of g up to each token, and after it.
-    Sums grow from the tokens up, so that no digit is lost to differences of large ones.
+    Gives s and (m, 2, s, k): the first half's decays up to the middle, the second's from there on. Sums of g
+    grow with the halves, so that no digit is lost to differences of large ones.
     """
+    # Of each half: the sum from its start up to a token, and the sum after that token up to its end.
+    since, until = g.clone(), torch.zeros_like(g)
     s = 1
-    while s < since.shape[2]:
+    while s < g.shape[2]:
         up_to, after = (t.view(-1, 2, s, t.shape[-1]) for t in (since, until))
         decay = torch.empty_like(after)
         torch.exp(after[:, 0], out=decay[:, 0])
@@ -184,22 +186,20 @@ def _halves(since: Tensor, until: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 
 def _ends(g: Tensor) -> _Ends:
-    since, until = g.clone(), torch.zeros_like(g)
-    for _ in _halves(since, until):
-        pass
-    return _Ends(since.exp_(), until.exp_())
+    until = torch.zeros_like(g)
+    until[:, :, :-1] = g[:, :, 1:].flip(-2).cumsum(-2).flip(-2)
+    return _Ends(g.cumsum(-2).exp_(), until.exp_())
 
 
-def _scores(query: Tensor, key: Tensor, g: Tensor) -> tuple[Tensor, Tensor, _Ends]:
-    """M and L of every chunk, (c, n, q, q) each, and the decays to the chunks' ends."""
+def _scores(query: Tensor, key: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """M and L of every chunk, (c, n, q, q) each."""
     c, n, q, _ = key.shape
     scores = key.new_zeros(2, c, n, q, q)
-    since, until = g.clone(), torch.zeros_like(g)
-    for s, decay in _halves(since, until):
+    for s, decay in _halves(g):
         readers, read = _seen(query, key, decay, s)
         _lower_left(scores, s).copy_((readers @ read.mT).view(c, n, -1, 2, s, s).permute(3, 0, 1, 4, 5, 2))
     torch.diagonal(scores[0], dim1=-2, dim2=-1).copy_((query * key).sum(-1))
-    return scores[0], scores[1], _Ends(since.exp_(), until.exp_())
+    return scores[0], scores[1]
 
 
 def _score_gradients(
@@ -208,7 +208,7 @@ def _score_gradients(
     """Gradients through M and L off their diagonals: of the queries, of the keys as readers and as read."""
     gradients = torch.zeros(3, *key.shape, dtype=key.dtype, device=key.device)
     dscores = torch.stack([dM, dL])
-    for s, decay in _halves(g.clone(), torch.zeros_like(g)):
+    for s, decay in _halves(g):
         readers, read = _seen(query, key, decay, s)
         d = _lower_left(dscores, s).permute(1, 2, 5, 0, 3, 4).reshape(-1, 2 * s, s)
         by_half = gradients.view(3, -1, 2, s, key.shape[-1])
