@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -32,9 +33,17 @@ def export(
 
     hush()
     written = export_path(source, out, license)
-    if written.native:
-        print(f"{out}: {written.name}, a class of transformers")
-    else:
-        print(f"{out}: {written.name}, with its own code (trust_remote_code=True); no class fits:")
-    for reason in written.passed_over:
-        print(f"  {reason}")
+    how = "a class of transformers" if written.native else "with its own code (trust_remote_code=True)"
+    print(f"{out}: {written.name}, {how}")
+    if written.passed_over:
+        print("not as one of these:")
+    for why, classes in _grouped(written.passed_over).items():
+        print(f"  {', '.join(classes)}: {why}")
+
+
+def _grouped(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    """Reason -> the model types that it keeps out."""
+    found: dict[str, list[str]] = {}
+    for name, why in reasons.items():
+        found.setdefault(why, []).append(name)
+    return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +19,12 @@ from archsearch.spec.vocabulary import END_OF_DOCUMENT
 
 @dataclass(frozen=True)
 class Exported:
-    """name: of transformers' class. native: whether transformers has it by itself. passed_over: why each
-    class that an export prefers to this one does not fit."""
+    """name: of transformers' class. native: whether transformers has it by itself. passed_over: the model
+    types that an export prefers to this one, and why each does not fit."""
 
     name: str
     native: bool
-    passed_over: tuple[str, ...]
+    passed_over: Mapping[str, str]
 
 
 def to_transformers(model: LanguageModel, directory: str | Path) -> str:
@@ -45,18 +47,21 @@ def export(origin: Origin, folder: Path, license: str = "unknown") -> Exported:
         raise SpecError(f"{folder}: is there already; give a new folder")
     model = origin.model
     match, passed_over = native.find(model.spec)
-    folder.mkdir(parents=True, exist_ok=True)
-    if match is not None:
-        native.write_native(model, match, folder)
-    else:
-        write_remote(model, folder)
     name = CLASS if match is None else match.name
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    if match is not None:
+        native.write_native(model, match, partial)
+    else:
+        write_remote(model, partial)
     if model.spec.tokenizer is not None:
         positions = model.spec.embedding.positions
-        write_tokenizer(model.spec.tokenizer, folder, positions.learned if positions else None)
-    _write_generation_config(model, folder)
-    (folder / "README.md").write_text(model_card(origin, name, match is not None, license))
-    return Exported(name, match is not None, tuple(passed_over))
+        write_tokenizer(model.spec.tokenizer, partial, positions.learned if positions else None)
+    _write_generation_config(model, partial)
+    (partial / "README.md").write_text(model_card(origin, name, match is not None, license))
+    partial.replace(folder)
+    return Exported(name, match is not None, passed_over)
 
 
 def _write_generation_config(model: LanguageModel, folder: Path) -> None:

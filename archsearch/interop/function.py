@@ -56,6 +56,8 @@ def differences(ours: ModelSpec, theirs: ModelSpec) -> Iterator[str]:
 
 def _differences(ours: Any, theirs: Any, path: str) -> Iterator[str]:
     if isinstance(ours, dict) and isinstance(theirs, dict):
+        if "kind" in ours and ours["kind"] == theirs.get("kind"):
+            path = f"{path}: {ours['kind']}"
         for name in [*ours, *(theirs.keys() - ours.keys())]:
             yield from _differences(ours.get(name), theirs.get(name), f"{path}{': ' * bool(path)}{name}")
     elif isinstance(ours, list | tuple) and isinstance(theirs, list | tuple) and len(ours) == len(theirs):

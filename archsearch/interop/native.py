@@ -19,7 +19,7 @@ from archsearch.interop.function import differences
 from archsearch.interop.modules import Unallocated
 from archsearch.interop.rules import Rules
 from archsearch.interop.targets import LAYERS, TARGETS, TRUNK, Config, Layout, Target
-from archsearch.spec.errors import SpecError, quoted
+from archsearch.spec.errors import SpecError
 from archsearch.spec.model import ModelSpec
 
 
@@ -39,16 +39,16 @@ class Mismatch(Exception):
     """Why a target is not the spec's."""
 
 
-def find(spec: ModelSpec) -> tuple[Match | None, list[str]]:
-    """The first target that fits; and why each before it does not."""
-    reasons: list[str] = []
+def find(spec: ModelSpec) -> tuple[Match | None, dict[str, str]]:
+    """The first target that fits; and by their model types why those before it do not."""
+    reasons: dict[str, str] = {}
     for target in TARGETS:
         if target.model_type not in FAMILIES:
             continue
         try:
             return fit(spec, target), reasons
         except Mismatch as mismatch:
-            reasons.append(f"{target.model_type}: {mismatch}")
+            reasons[target.model_type] = str(mismatch)
     return None, reasons
 
 
@@ -75,7 +75,7 @@ def _layout(spec: ModelSpec, target: Target) -> Layout:
         if node.owner is not None or node.lora is not None:
             raise Mismatch(f"{node.path}: no layer of it is used twice")
         if node.kind not in target.kinds:
-            raise Mismatch(f"{node.path}: {node.kind}, where it has {quoted(target.kinds)}")
+            raise Mismatch(f"{node.path}: it has no {node.kind}")
     kinds = {node.kind for node in nodes}
     attending = kinds & {"attention", "mla"}
     if target.mixed and not (attending and kinds - attending - {"mlp", "moe"}):

@@ -264,6 +264,12 @@ def _qwen3(layout: Layout) -> Config:
     return _gemma2(layout) | {"use_sliding_window": "sliding_attention" in layout.words()}
 
 
+def _minimax(layout: Layout) -> Config:
+    # Its attention layers are all windowed, or none is, under one word.
+    words = ["full_attention" if word == "sliding_attention" else word for word in layout.words()]
+    return {"layer_types": words, "sliding_window": layout.first("attention").window}
+
+
 def _recurrent_gemma(layout: Layout) -> Config:
     words = {"linear_attention": "recurrent", "sliding_attention": "attention", "full_attention": "attention"}
     attention, mlp = layout.first("attention"), layout.first("mlp")
@@ -309,7 +315,7 @@ TARGETS: tuple[Target, ...] = (
     Target("bamba", ("attention", "mamba2", "mlp"), mixed=True, extra=_bamba),
     Target("kimi_linear", ("mla", "kda", "mlp", "moe"), mixed=True, extra=_kimi_linear),
     Target("jamba", ("attention", "mamba1", "mlp", "moe"), mixed=True, extra=_jamba),
-    Target("minimax", ("attention", "lightning", "moe"), mixed=True),
+    Target("minimax", ("attention", "lightning", "moe"), mixed=True, extra=_minimax),
     Target("recurrent_gemma", ("attention", "rglru", "mlp"), mixed=True, extra=_recurrent_gemma),
     Target("llama", ("attention", "mlp")),
     Target("qwen3", ("attention", "mlp"), extra=_qwen3),
