@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +28,19 @@ def family(make: Callable[[Draw], Fields]) -> Callable[[Draw], Fields]:
 
 def source(name: str, seed: int) -> Any:
     """A model of the family, every parameter of it perturbed."""
-    return build(FAMILIES[name](random.Random(f"{name} {seed}")), seed)
+    fields = FAMILIES[name](random.Random(f"{name} {seed}"))
+    return build(visible(fields, seed) | fields, seed)
+
+
+def visible(fields: Fields, seed: int) -> Fields:
+    """Epsilons and rotary bases large or small enough to show, where the family has them."""
+    known = {field.name for field in dataclasses.fields(getattr(transformers, fields["config"]))}
+    found: Fields = {}
+    for name in known & {"rms_norm_eps", "layer_norm_epsilon", "norm_eps"}:
+        found[name] = (1e-2, 1e-5)[seed % 2]
+    if "rope_parameters" in known - fields.keys():
+        found["rope_theta"] = (500.0, 10000.0)[seed % 2]
+    return found
 
 
 def build(fields: Fields, seed: int = 0) -> Any:
@@ -134,7 +147,6 @@ def llama(draw: Draw) -> Fields:
             "config": "LlamaConfig",
             "attention_bias": coin(draw),
             "mlp_bias": coin(draw),
-            "rope_theta": draw.choice([500.0, 10000.0]),
         }
     )
 
@@ -355,6 +367,7 @@ def olmo_hybrid(draw: Draw) -> Fields:
         fields
         | heads(draw)
         | delta(draw)
+        | draw.choice([{}, {"rope_parameters": {"rope_type": "default", "rope_theta": None}}])
         | {
             "config": "OlmoHybridConfig",
             "layer_types": kinds,
@@ -451,3 +464,31 @@ def jamba(draw: Draw) -> Fields:
             "mamba_proj_bias": coin(draw),
         }
     )
+
+
+SCALINGS: dict[str, Fields] = {
+    "linear": {"factor": 3.0},
+    "llama3": {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "yarn": {"factor": 4.0},
+    "yarn_given": {"factor": 4.0, "beta_fast": 8.0, "beta_slow": 2.0, "attention_factor": 1.2},
+}
+"""Stretched rotations: fields of `rope_parameters` beside its type."""
+
+STEPS: dict[str, Fields] = {
+    "mamba2": {"time_step_limit": (0.5, 1.1)},
+    "bamba": {"time_step_limit": (0.5, 1.1)},
+    "granite": {"time_step_limit": (0.5, 1.1)},
+    "falcon_h1": {"time_step_limit": (0.5, 1.1)},
+    "nemotron_h": {"time_step_min": 0.9, "time_step_max": 1.0},
+}
+"""Step sizes that are clamped. transformers does so for whole sequences, but not when it decodes."""
+
+
+def variant(name: str) -> Any:
+    """A model of `SCALINGS` or `STEPS`."""
+    if name in SCALINGS:
+        scaled = {"rope_type": name.split("_")[0], "rope_theta": 500.0, **SCALINGS[name]}
+        if scaled["rope_type"] != "linear":
+            scaled["original_max_position_embeddings"] = 16
+        return build(llama(random.Random(name)) | {"rope_parameters": scaled})
+    return build(FAMILIES[name](random.Random(name)) | STEPS[name])

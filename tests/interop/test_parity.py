@@ -15,12 +15,12 @@ from torch import Tensor
 from archsearch.compiler import LanguageModel
 from archsearch.interop import from_transformers
 
-from .sources import FAMILIES, VOCAB, logits, self_noise, sizes, source
+from .sources import FAMILIES, SCALINGS, STEPS, VOCAB, logits, self_noise, sizes, source, variant
 
 SEEDS = 3
 CASES = [(name, seed) for name in FAMILIES for seed in range(SEEDS)]
 RELATIVE = 5e-6
-STEPS = 64
+NEW_TOKENS = 64
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
@@ -35,7 +35,16 @@ def tokens(batch: int, length: int) -> Tensor:
 
 
 def test_logits(pair: tuple[Any, LanguageModel]) -> None:
-    hf, ours = pair
+    check_logits(*pair)
+
+
+@pytest.mark.parametrize("name", [*SCALINGS, *STEPS])
+def test_logits_of_variants(name: str) -> None:
+    hf = variant(name)
+    check_logits(hf, from_transformers(hf)[1])
+
+
+def check_logits(hf: Any, ours: LanguageModel) -> None:
     ids_bl = tokens(2, 48)
     expected = logits(hf, ids_bl)
     with torch.no_grad():
@@ -54,10 +63,10 @@ def test_greedy_text(pair: tuple[Any, LanguageModel]) -> None:
 
 
 def continued(model: LanguageModel, ids_bl: Tensor) -> Tensor:
-    """The next STEPS tokens, each the likeliest, with the model's states."""
+    """The next NEW_TOKENS tokens, each the likeliest, with the model's states."""
     logits_blv, state = model.prefill(ids_bl)
     logits_bv, chosen = logits_blv[:, -1], []
-    for _ in range(STEPS):
+    for _ in range(NEW_TOKENS):
         chosen.append(logits_bv.argmax(-1))
         logits_bv, state = model.step(chosen[-1], state)
     return torch.stack(chosen, dim=1)
@@ -67,7 +76,7 @@ def continued_by_transformers(hf: Any, ids_bl: Tensor) -> Tensor:
     cached = hf.generate(
         ids_bl,
         attention_mask=torch.ones_like(ids_bl),
-        max_new_tokens=STEPS,
+        max_new_tokens=NEW_TOKENS,
         do_sample=False,
         eos_token_id=None,
         use_cache=True,
