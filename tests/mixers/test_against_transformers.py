@@ -329,6 +329,26 @@ def test_gated_delta_net_of_olmo_hybrid(monkeypatch: pytest.MonkeyPatch) -> None
     assert_same(mixer_with("gated_deltanet", fields, weights), truth_bld, x_bld)
 
 
+def test_gated_delta_net_of_qwen3_5(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x_bld = modeling("qwen3_5"), x_of()
+    config = transformers.Qwen3_5TextConfig(
+        hidden_size=D_MODEL,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=8,
+        linear_value_head_dim=6,
+        rms_norm_eps=1e-3,
+    )
+    theirs = perturbed(module.Qwen3_5GatedDeltaNet(config, 0))
+    with torch.no_grad(), wide(monkeypatch, module):
+        truth_bld = theirs(x_bld)
+    w = {name.replace("conv1d", "conv"): p for name, p in theirs.named_parameters()}
+    parts = [w.pop(f"in_proj_{name}.weight") for name in ("qkv", "z", "b", "a")]
+    fields = {"key_heads": 2, "value_heads": 4, "key_dim": 8, "value_dim": 6, "norm_eps": 1e-3}
+    mixer = mixer_with("gated_deltanet", fields, w | {"in_proj.weight": torch.cat(parts)})
+    assert_same(mixer, truth_bld, x_bld)
+
+
 @pytest.mark.parametrize("family", ["lfm2", "lfm3"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_short_convolution_of(family: str, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
