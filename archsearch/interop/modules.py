@@ -10,11 +10,11 @@ from torch.overrides import TorchFunctionMode
 
 
 class Unallocated(TorchFunctionMode):
-    """Tensors made by `torch.empty`, as large weights are, get a shape and no memory."""
+    """Tensors made by `torch.empty` on no device in particular, as large weights are, get no memory."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func is torch.empty:
+        if func is torch.empty and kwargs.get("device") is None:
             kwargs["device"] = "meta"
         return func(*args, **kwargs)
 

@@ -54,6 +54,7 @@ def find(spec: ModelSpec) -> tuple[Match | None, dict[str, str]]:
 
 def fit(spec: ModelSpec, target: Target) -> Match:
     """Raises `Mismatch`, which names the first thing that differs."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     layout = _layout(spec, target)
@@ -61,7 +62,7 @@ def fit(spec: ModelSpec, target: Target) -> Match:
         config = AutoConfig.for_model(target.model_type, **_proposal(layout, target))
         blueprint = FAMILIES[target.model_type].blueprint(config)
         theirs = blueprint.spec()
-    except (SpecError, ValueError, TypeError) as error:
+    except (SpecError, ValueError, TypeError, StrictDataclassError) as error:
         raise Mismatch(" ".join(str(error).split())) from None
     difference = next(differences(spec, theirs), None)
     if difference is not None:

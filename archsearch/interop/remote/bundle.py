@@ -46,13 +46,16 @@ def _read(module: str) -> tuple[ast.Module, list[str]]:
 def _replace_imports(tree: ast.Module, lines: list[str]) -> Iterator[str]:
     """Make imports from archsearch relative, in place; the modules that they name."""
     for node in ast.walk(tree):
+        assert not (isinstance(node, ast.Import) and any(a.name.startswith(PACKAGE) for a in node.names))
         if not isinstance(node, ast.ImportFrom) or (node.module or "").split(".")[0] != PACKAGE:
             continue
         assert node.module is not None
         given = node.names[0]
         if _is_module(inner := f"{node.module}.{given.name}"):  # `from archsearch.spec import merges`
             old = f"from {node.module} import {ast.unparse(given)}"
-            new = f"from . import {flat(inner)} as {given.asname or given.name}"
+            # transformers finds files by `from .name import`, and so not by the form that is meant.
+            name = flat(inner)
+            new = f"from .{name} import __doc__ as _; from . import {name} as {given.asname or given.name}"
         else:
             inner = node.module
             old, new = f"from {inner} import", f"from .{flat(inner)} import"

@@ -146,7 +146,9 @@ class ArchsearchForCausalLM(PreTrainedModel, GenerationMixin):
         logits_bnv = logits_blv[:, -logits_to_keep:] if logits_to_keep else logits_blv
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits_bnv, labels=labels, vocab_size=self.vocab_size, **kwargs)
+            loss = self.loss_function(
+                logits=logits_bnv, labels=labels, vocab_size=self.config.vocab_size, **kwargs
+            )
             loss = sum(losses, loss)
         return CausalLMOutputWithPast(loss=loss, logits=logits_bnv, past_key_values=cache)
 
