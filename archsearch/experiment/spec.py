@@ -17,6 +17,7 @@ from pydantic import Field, PlainSerializer, PlainValidator, ValidationError, mo
 from archsearch.data.heldout import recall_spec
 from archsearch.data.spec import BUILT_IN, DataSpec
 from archsearch.evaluation.spec import EvaluationSpec
+from archsearch.experiment.rules import resolve
 from archsearch.spec import ModelSpec
 from archsearch.spec.errors import Issue, dotted, issues_of, nearest, refuse_all, validate
 from archsearch.spec.layers import Spec
@@ -34,13 +35,22 @@ Arch = Annotated[ModelSpec, PlainValidator(_parse_arch), PlainSerializer(lambda 
 
 
 class Experiment(Spec):
-    """`arch`, `data`, `training`, `evaluation`; the last three have defaults."""
+    """`arch`, `data`, `training`, `evaluation`; the last three have defaults.
+
+    `arch.match`, `training.flops` and a rule under `training.lr` are worked out when an experiment is read
+    (`archsearch.experiment.rules`); the experiment holds what came out.
+    """
 
     name: str = Field(default="experiment", min_length=1, max_length=200)
     arch: Arch
     data: DataSpec = DataSpec(mixture={"reference": 0.5, "mqar": 0.5})
     training: TrainingSpec = TrainingSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _work_out(cls, value: Any) -> Any:
+        return resolve(value)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Experiment:

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from archsearch.search.costs import CandidateCosts, CostName
+from archsearch.search.costs import CandidateCosts
+from archsearch.spec.cost_names import CostName
 from archsearch.spec.quantities import parse_quantity
 
 OPERATORS = ("<=", ">=", "<", ">")

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainSerializer, PlainValidator, model_validator
 
 from archsearch.search.constraints import Constraint, parse_constraint
-from archsearch.search.costs import CostName, is_cost
+from archsearch.search.costs import is_cost
+from archsearch.spec.cost_names import CostName
 from archsearch.spec.errors import nearest, refuse, shown
 from archsearch.spec.layers import Spec
 

@@ -18,11 +18,12 @@ from archsearch.experiment.spec import Experiment
 from archsearch.search.choosers import Chooser, EdgeChooser, RandomChooser, ReplayChooser
 from archsearch.search.constraints import INVALID, violations
 from archsearch.search.costs import CandidateCosts
-from archsearch.search.holes import Filled, Hole, Node, Size
+from archsearch.search.holes import Filled, Hole, Keys, Node, Plain, Size
 from archsearch.search.parsing import find_hole, parse_space
 from archsearch.search.settings import SECTIONS, SearchSpec, Settings, check_sections
 from archsearch.spec import ModelSpec, SpecError, load_spec
 from archsearch.spec.errors import Issue, refuse, validate
+from archsearch.spec.match import MATCH, freed
 from archsearch.spec.source import Source
 
 START = "start_from"
@@ -124,12 +125,21 @@ class SearchSpace:
         filled = Filled(value={})
         for key, node in self.sections.items():
             if key == "arch" and start is not None:
-                filled.value[key] = self.starts[start]
+                filled.value[key] = self._start_layout(node, chooser, start, filled)
                 filled.places[(key,)] = ("search", START, start)
                 filled.params[START] = self.search.start_from[start]
             else:
                 filled.value[key] = node.fill(chooser, key, (key,), filled)
         return filled
+
+    def _start_layout(self, arch: Node, chooser: Chooser, start: int, filled: Filled) -> Any:
+        """A given layout, with its free width left to the space's `match` where there is one."""
+        match: Any = None
+        if isinstance(arch, Keys) and MATCH in arch.items:
+            match = arch.items[MATCH].fill(chooser, f"arch.{MATCH}", ("arch", MATCH), filled)
+        elif isinstance(arch, Plain) and isinstance(arch.value, dict):
+            match = arch.value.get(MATCH)
+        return self.starts[start] if match is None else freed(self.starts[start], match)
 
     def candidate(self, chooser: Chooser, start: int | None = None) -> Candidate:
         """Fill every hole and read the result as an experiment."""

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from archsearch.search.costs import CostName, is_cost
+from archsearch.search.costs import is_cost
 from archsearch.search.layout import draw
 from archsearch.search.samplers import Proposer, finite
 from archsearch.search.space import Candidate, SearchSpace, read_recorded_space
 from archsearch.spec import SpecError, to_yaml
+from archsearch.spec.cost_names import CostName
 from archsearch.study import VERSION, Study, StudyError, StudyLog
 from archsearch.study.follow import LineFollower, strict_objects
 from archsearch.study.schema import FRONT, LOCK, RECORD, SPACE, SPEC, TRIALS

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from archsearch.experiment.spec import Experiment
 from archsearch.search.constraints import OPERATORS, parse_constraint, violations
-from archsearch.search.costs import COSTS, CandidateCosts, CostName
+from archsearch.search.costs import CandidateCosts
 from archsearch.spec import model_cost
+from archsearch.spec.cost_names import COSTS, CostName
 
 
 @pytest.fixture
