@@ -29,9 +29,6 @@ HARMLESS: dict[str, str] = {
     **dict.fromkeys(("router_aux_loss_coef", "z_loss_coefficient"), "for training"),
     **dict.fromkeys(("rescale_prenorm_residual", "residual_in_fp32"), "initial weights; rounding"),
     **dict.fromkeys(
-        ("time_step_min", "time_step_max", "time_step_floor", "time_step_rank"), "initial weights"
-    ),
-    **dict.fromkeys(
         ("chunk_size", "mamba_chunk_size", "chunk_size_feed_forward", "pretraining_tp"),
         "how it is computed, not what",
     ),
@@ -67,6 +64,13 @@ class Fields:
         """A field that not every config of the family has."""
         self._known.add(name)
         return getattr(self._config, name, default)
+
+    def needed(self, name: str) -> Any:
+        """The field, which must not be null."""
+        value = getattr(self, name)
+        if value is None:
+            self.refuse(name, "is null")
+        return value
 
     def only(self, name: str, *allowed: Any) -> Any:
         """The field, which must be one of these values."""

@@ -80,7 +80,7 @@ def test_a_kind_of_layer_that_a_family_does_not_have() -> None:
 
 
 def test_family() -> None:
-    with pytest.raises(SpecError, match=r"^model_type 'gpt2' cannot be imported; expected one of: bamba, "):
+    with pytest.raises(SpecError, match=r"^model_type 'gpt2' cannot be imported; expected one of: "):
         plan(transformers.GPT2Config())
 
 

@@ -45,7 +45,7 @@ def attention(c: Fields, at: str, **fields: Any) -> Part:
 
 
 def windowed(c: Fields, at: str) -> Part:
-    return attention(c, at, window=c.sliding_window)
+    return attention(c, at, window=c.needed("sliding_window"))
 
 
 FAMILY = Family(("gemma2",), trunk, layers)

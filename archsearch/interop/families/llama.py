@@ -43,7 +43,7 @@ def attention(c: Fields, at: str, **fields: Any) -> Part:
 
 
 def windowed(c: Fields, at: str, **fields: Any) -> Part:
-    return attention(c, at, window=c.sliding_window, **fields)
+    return attention(c, at, window=c.needed("sliding_window"), **fields)
 
 
 def mlp(c: Fields, at: str, bias: bool) -> Part:

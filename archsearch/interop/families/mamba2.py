@@ -33,4 +33,12 @@ def layers(c: Fields) -> Iterator[Part]:
         ).normed(f"{at}.norm")
 
 
-FAMILY = Family(("mamba2",), trunk, layers, ignored={"expand": "transformers checks it against the heads"})
+FAMILY = Family(
+    ("mamba2",),
+    trunk,
+    layers,
+    ignored={
+        "expand": "transformers checks it against the heads",
+        "time_step_rank": "transformers does not use it",
+    },
+)

@@ -97,6 +97,7 @@ FAMILY = Family(
         "time_step_limit": "transformers does not read it",
         "mamba_proj_bias": "transformers reads use_bias",
         "expand": "the heads say it",
+        "time_step_rank": "transformers does not read it",
         "n_shared_experts": "moe_shared_expert_intermediate_size says it",
         "moe_shared_expert_overlap": "how it is computed, not what",
         "num_nextn_predict_layers": "transformers does not build them",
