@@ -106,6 +106,11 @@ def attention(
     bias: bool = False,
     output_bias: bool = False,
     qkv: Sequence[str] = ("q_proj", "k_proj", "v_proj"),
+def constant_eps(c: Fields, eps: float) -> float | None:
+    """The field `norm_eps` where transformers has a constant: None where it is the model's."""
+    return None if eps == c.rms_norm_eps else eps
+
+
     out: str = "o_proj",
     norms: Sequence[str] = ("q_norm", "k_norm"),
     **fields: Any,
@@ -251,14 +256,14 @@ def rglru(at: str, **fields: Any) -> Part:
     return Part("rglru", fields, rules)
 
 
-def kda(at: str, *, into: Sequence[str], low_rank: bool, forget: str, **fields: Any) -> Part:
+def kda(at: str, *, into: Sequence[str], forget: str, **fields: Any) -> Part:
     """into: the projections whose rows are those of q, k, v, the decays, the gate and b, in this order.
 
-    low_rank: whether the decays and the gate are projected twice. forget: the source's module of the decays.
+    forget: the source's module of the decays.
     """
     rules = linear((f"{at}.{name}" for name in into), "layer.in_proj")
     rules += conv(f"{at}.conv1d", "layer.conv", bias=False)
-    if low_rank:
+    if fields.get("gate_rank") != "full":
         rules += linear(f"{at}.{forget}.f_b_proj", "layer.f_proj")
         rules += linear(f"{at}.g_b_proj", "layer.g_proj")
     rules += (Rule((f"{at}.{forget}.dt_bias",), "layer.dt_bias"),)

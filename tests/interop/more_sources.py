@@ -41,6 +41,7 @@ def kimi_linear(draw: Draw) -> Fields:
         | routed(draw)
         | {
             "config": "KimiLinearConfig",
+            "rms_norm_eps": draw.choice([1e-5, 1e-2]),
             "layer_types": types(draw, layers, ("linear_attention", "full_attention")),
             "mlp_layer_types": types(draw, layers, ("dense", "sparse")),
             "num_local_experts": 6,
@@ -49,6 +50,50 @@ def kimi_linear(draw: Draw) -> Fields:
             "linear_num_heads": draw.choice([2, 3]),
             "linear_head_dim": draw.choice([8, 12]),
             "linear_conv_kernel_dim": draw.choice([3, 4]),
+        }
+    )
+
+
+@family
+def bailing_hybrid(draw: Draw) -> Fields:
+    fields = kimi_linear(draw)
+    for name in ("q_lora_rank", "linear_num_heads", "linear_head_dim", "linear_conv_kernel_dim"):
+        del fields[name]
+    return fields | {
+        "config": "BailingHybridConfig",
+        "head_dim": draw.choice([8, 12]),
+        "short_conv_kernel_size": draw.choice([3, 4]),
+        "kda_safe_gate": coin(draw),
+        "kda_lower_bound": draw.choice([-2.0, -5.0]),
+        "rope_theta": draw.choice([500.0, 10000.0]),
+    }
+
+
+@family
+def lfm3(draw: Draw) -> Fields:
+    fields, gated = stack(draw, low=4), coin(draw)
+    kinds = ["conv", "full_attention", "sliding_attention", "conv", "full_attention"]
+    kinds = kinds[: fields["num_hidden_layers"]]
+    draw.shuffle(kinds)
+    full = {"rope_theta": 1e4, "rope_type": "proportional", "partial_rotary_factor": 0.5}
+    return (
+        fields
+        | heads(draw)
+        | {
+            "config": "Lfm3Config",
+            "norm_eps": draw.choice([1e-5, 1e-2]),
+            "layer_types": kinds,
+            "head_dim": draw.choice([8, 20]),
+            "conv_bias": coin(draw),
+            "conv_L_cache": draw.choice([3, 7]),
+            "sliding_window": draw.choice([7, 16]),
+            "use_sandwich_norm": coin(draw),
+            "use_attention_gate": gated,
+            "attention_bias": False if gated else coin(draw),
+            "rope_parameters": {
+                "full_attention": draw.choice([full, {"rope_theta": 500.0, "rope_type": "default"}]),
+                "sliding_attention": {"rope_theta": 500.0, "rope_type": "default"},
+            },
         }
     )
 
@@ -63,6 +108,7 @@ def minimax(draw: Draw) -> Fields:
         | heads(draw)
         | {
             "config": "MiniMaxConfig",
+            "rms_norm_eps": draw.choice([1e-5, 1e-2]),
             "layer_types": kinds,
             "head_dim": draw.choice([None, 12]),
             "sliding_window": 9 if kinds[0] == "full_attention" else None,
@@ -92,6 +138,7 @@ def zamba(draw: Draw) -> Fields:
     heads = draw.choice([2, 4, 6])
     return stack(draw) | {
         "config": "ZambaConfig",
+        "rms_norm_eps": draw.choice([1e-5, 1e-2]),
         "tie_word_embeddings": True,
         "num_hidden_layers": len(kinds),
         "layers_block_type": kinds,
@@ -115,6 +162,7 @@ def zamba2(draw: Draw) -> Fields:
     heads, adapters = draw.choice([2, 4, 6]), coin(draw)
     return stack(draw) | {
         "config": "Zamba2Config",
+        "rms_norm_eps": draw.choice([1e-5, 1e-2]),
         "tie_word_embeddings": True,
         "num_hidden_layers": len(kinds),
         "layers_block_type": kinds,

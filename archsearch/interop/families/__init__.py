@@ -2,6 +2,7 @@
 
 from archsearch.interop.blueprint import Family
 from archsearch.interop.families import (
+    bailing_hybrid,
     bamba,
     falcon_h1,
     gemma2,
@@ -9,6 +10,7 @@ from archsearch.interop.families import (
     jamba,
     kimi_linear,
     lfm2,
+    lfm3,
     llama,
     mamba,
     mamba2,
@@ -22,6 +24,7 @@ from archsearch.interop.families import (
 from archsearch.spec.errors import SpecError, nearest
 
 ALL: tuple[Family, ...] = (
+    bailing_hybrid.FAMILY,
     bamba.FAMILY,
     falcon_h1.FAMILY,
     gemma2.FAMILY,
@@ -30,6 +33,7 @@ ALL: tuple[Family, ...] = (
     kimi_linear.FAMILY,
     lfm2.LFM2,
     lfm2.LFM2_MOE,
+    lfm3.FAMILY,
     llama.LLAMA,
     llama.QWEN3,
     mamba.FAMILY,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from archsearch.interop import parts
 from archsearch.interop.blueprint import Family, Part, Trunk
@@ -11,14 +12,20 @@ from archsearch.interop.fields import Fields
 LATENT_EPS = 1e-6
 """Of the norms of the latents: a constant in transformers, whatever rms_norm_eps is."""
 
+Make = Callable[[Fields, str], Part]
+
 
 def trunk(c: Fields) -> Trunk:
     return parts.trunk(c, eps=c.rms_norm_eps, tied=False)
 
 
 def layers(c: Fields) -> Iterator[Part]:
+    yield from blocks(c, kda, mla)
+
+
+def blocks(c: Fields, linear: Make, full: Make) -> Iterator[Part]:
     channels = dict(c.each("mlp_layer_types", {"dense": mlp, "sparse": moe}))
-    for i, mixer in c.each("layer_types", {"linear_attention": kda, "full_attention": mla}):
+    for i, mixer in c.each("layer_types", {"linear_attention": linear, "full_attention": full}):
         at = f"model.layers.{i}"
         yield mixer(c, f"{at}.self_attn").normed(f"{at}.input_layernorm")
         yield channels[i](c, f"{at}.mlp").normed(f"{at}.post_attention_layernorm")
@@ -29,7 +36,6 @@ def kda(c: Fields, at: str) -> Part:
     return parts.kda(
         at,
         into=("q_proj", "k_proj", "v_proj", "forget_gate.f_a_proj", "g_a_proj", "b_proj"),
-        low_rank=True,
         forget="forget_gate",
         heads=c.linear_num_heads,
         head_dim=c.linear_head_dim,
@@ -38,18 +44,21 @@ def kda(c: Fields, at: str) -> Part:
 
 
 def mla(c: Fields, at: str) -> Part:
+    return latent_attention(c, at, q_rank=c.q_lora_rank, rope="none")
+
+
+def latent_attention(c: Fields, at: str, **fields: Any) -> Part:
     c.only("num_key_value_heads", c.num_attention_heads)
     return parts.mla(
         at,
         heads=c.num_attention_heads,
-        q_rank=c.q_lora_rank,
         kv_rank=c.kv_lora_rank,
         nope_dim=c.qk_nope_head_dim,
         rope_dim=c.qk_rope_head_dim,
         value_dim=c.v_head_dim,
-        rope="none",
-        norm_eps=LATENT_EPS,
+        norm_eps=parts.constant_eps(c, LATENT_EPS),
         bias=c.attention_bias,
+        **fields,
     )
 
 
@@ -77,12 +86,8 @@ def moe(c: Fields, at: str) -> Part:
     )
 
 
-FAMILY = Family(
-    ("kimi_linear",),
-    trunk,
-    layers,
-    ignored={
-        "tie_word_embeddings": "transformers never ties this family's head",
-        **dict.fromkeys(("qk_head_dim", "head_dim"), "qk_nope_head_dim and qk_rope_head_dim say it"),
-    },
-)
+IGNORED = {
+    "tie_word_embeddings": "transformers never ties this family's head",
+    **dict.fromkeys(("qk_head_dim", "head_dim"), "qk_nope_head_dim and qk_rope_head_dim say it"),
+}
+FAMILY = Family(("kimi_linear",), trunk, layers, ignored=IGNORED)

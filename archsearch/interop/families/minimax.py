@@ -32,7 +32,7 @@ def lightning(c: Fields, at: str, i: int = 0) -> Part:
         head_dim=c.head_dim,
         decay_scale=1 - i / (c.num_hidden_layers - 1 + 1e-5) + 1e-5,
         activation=c.word("hidden_act", PLAIN),
-        norm_eps=NORM_EPS,
+        norm_eps=parts.constant_eps(c, NORM_EPS),
         skip_scale=float(c.linear_attn_alpha_factor),
         out_scale=float(c.linear_attn_beta_factor),
     )

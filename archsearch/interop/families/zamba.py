@@ -155,7 +155,7 @@ def mamba2(c: Fields, at: str) -> Part:
         dt_min=c.time_step_min,
         dt_max=c.time_step_max,
         dt_floor=c.time_step_floor,
-        norm_eps=NORM_EPS,
+        norm_eps=parts.constant_eps(c, NORM_EPS),
         bias=c.add_bias_linear,
     )
 
