@@ -64,7 +64,7 @@ def show(
     else:
         print_summary(spec, costs, dtype)
     if kernels is not None:
-        _print_kernels(kernels)
+        _print_kernels(spec, kernels)
 
 
 def schema() -> None:
@@ -142,11 +142,21 @@ def _cost_or_refuse(spec: ModelSpec, context: int, dtype: str) -> ModelCost:
         raise ValueError(f"--context: {error}") from None
 
 
-def _print_kernels(device: str) -> None:
-    from archsearch.mixers.kernels import choose_kernels
+def _print_kernels(spec: ModelSpec, device: str) -> None:
+    """A line for each kernel that each layer asks for."""
+    import torch
 
-    for choice in choose_kernels("auto", device).choices:
-        print(f"{choice.operation}: {choice.name} ({choice.why})")
+    from archsearch.compiler.model import LanguageModel
+    from archsearch.mixers.kernels import Choice, choose_kernels
+
+    with torch.device("meta"):
+        model = LanguageModel(spec, choose_kernels("auto", device))
+    for path, block in model.blocks.items():
+        if block.node.branches:
+            continue
+        asked = [c for module in block.modules() for c in vars(module).values() if isinstance(c, Choice)]
+        for choice in dict.fromkeys(asked):
+            print(f"{path}: {choice.operation}: {choice.name} ({choice.why})")
 
 
 def _run_row(run: Path, study: Any) -> dict[str, Any]:

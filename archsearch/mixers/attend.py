@@ -6,12 +6,15 @@ n blocks, s tokens of a block.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from archsearch.mixers.cache import KvCache
-from archsearch.mixers.kernels import Kernels
+from archsearch.mixers.kernels import Choice, Kernels
+from archsearch.mixers.kernels.limits import attention_problem
 
 LEAST_BLOCK = 64
 """Tokens of a block of windowed attention, or the window where that is wider."""
@@ -35,13 +38,21 @@ def causal_attention(
     softcap * tanh(s / softcap). sinks_h: a logit a head that joins the softmax's denominator. Values may be
     of another width than keys. Returns (b, h, l, width of the values).
     """
-    kernel = kernels.get("attention", q_bhle)
-    width = v_bgle.shape[-1]
-    if kernel is not None and mask_bl is None and sinks_h is None and width == q_bhle.shape[-1]:
-        sizes = (-1, -1) if window is None else (window - 1, 0)
-        q, k, v = (t.transpose(1, 2) for t in (q_bhle, k_bgle, v_bgle))
-        y = kernel(q, k, v, softmax_scale=scale, causal=True, window_size=sizes, softcap=softcap or 0.0)
-        return y.transpose(1, 2)
+    choice = attention_kernel(
+        kernels,
+        key_width=q_bhle.shape[-1],
+        value_width=v_bgle.shape[-1],
+        window=window,
+        softcap=softcap,
+        sinks=sinks_h is not None,
+        padding=mask_bl is not None,
+    )
+    kernel = choice.of(q_bhle)
+    if kernel is not None:
+        shape = {"scale": scale, **_asked(window, softcap)}
+        if choice.operation == "packed_attention":
+            return _packed(kernel, q_bhle, k_bgle, v_bgle, mask_bl, shape)
+        return kernel(q_bhle, k_bgle, v_bgle, **shape)
     length = q_bhle.shape[2]
     if window is not None and length >= 4 * max(window, LEAST_BLOCK):
         q, k, v, seen = _in_blocks(q_bhle, k_bgle, v_bgle, window, mask_bl)
@@ -50,6 +61,54 @@ def causal_attention(
     plain = mask_bl is None and softcap is None and (window is None or window >= length)
     allowed = None if plain else _visible(length, window, mask_bl, q_bhle.device)
     return _attend(q_bhle, k_bgle, v_bgle, allowed, scale, softcap, sinks_h)
+
+
+def attention_kernel(
+    kernels: Kernels,
+    *,
+    key_width: int,
+    value_width: int,
+    window: int | None,
+    softcap: float | None,
+    sinks: bool,
+    padding: bool = False,
+) -> Choice:
+    """What computes attention of this form over a sequence; of the operation `packed_attention` where kernels
+    need the tokens without padding, or have windows in that form alone."""
+    problem, forms = attention_problem(key_width, value_width, sinks=sinks), _asked(window, softcap)
+    if not padding:
+        choice = kernels.choose("attention", problem, forms, needed=False)
+        if choice.function is not None or not forms:
+            return choice
+    return kernels.choose("packed_attention", problem, forms, needed=not padding)
+
+
+def _asked(window: int | None, softcap: float | None) -> dict[str, float]:
+    """The forms beyond plain attention, by name."""
+    return {name: value for name, value in (("window", window), ("softcap", softcap)) if value is not None}
+
+
+@torch.compiler.disable(reason="how many tokens are no padding is known to the tensors alone")
+def _packed(
+    kernel: Callable[..., Tensor],
+    q_bhle: Tensor,
+    k_bgle: Tensor,
+    v_bgle: Tensor,
+    mask_bl: Tensor | None,
+    shape: dict[str, float],
+) -> Tensor:
+    """Attention over the tokens of all sequences one after another, padding left out; it gets zeros."""
+    batch, length = len(q_bhle), q_bhle.shape[2]
+    rows = [t.transpose(1, 2).flatten(0, 1) for t in (q_bhle, k_bgle, v_bgle)]
+    lengths_b = torch.full((batch,), length, device=q_bhle.device) if mask_bl is None else mask_bl.sum(1)
+    starts = F.pad(lengths_b.cumsum(0, dtype=torch.int32), (1, 0))
+    if mask_bl is None:
+        y_the = kernel(*rows, starts=starts, longest=length, **shape)
+    else:
+        at = mask_bl.flatten().nonzero().squeeze(1)
+        y = kernel(*(t[at] for t in rows), starts=starts, longest=int(lengths_b.max()), **shape)
+        y_the = y.new_zeros(batch * length, *y.shape[1:]).index_copy(0, at, y)
+    return y_the.unflatten(0, (batch, length)).transpose(1, 2)
 
 
 def _attend(

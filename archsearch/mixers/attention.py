@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from archsearch.mixers.attend import attend_to_cache, causal_attention
+from archsearch.mixers.attend import attend_to_cache, attention_kernel, causal_attention
 from archsearch.mixers.base import Call, Mixer, Surroundings, init_linear, masked
 from archsearch.mixers.cache import KvCache, last_tokens
 from archsearch.mixers.norms import RMSNorm
@@ -45,6 +45,14 @@ class AttentionMixer(Mixer):
         assert spec.scale is not None
         self.head_dim, self.window, self.kernels = spec.head_dim, spec.window, around.kernels
         self.scale, self.softcap = spec.scale, spec.softcap
+        self.kernel = attention_kernel(
+            around.kernels,
+            key_width=spec.head_dim,
+            value_width=spec.head_dim,
+            window=spec.window,
+            softcap=spec.softcap,
+            sinks=spec.sinks,
+        )
         q, kv, gate = self.widths = spec.widths()
         self.qkv_proj = nn.Linear(spec.input_width(around.d_model), q + 2 * kv + gate, bias=spec.bias)
         self.conv = (

@@ -36,7 +36,6 @@ class GatedConvMixer(Mixer):
     def __init__(self, spec: GatedConv, around: Surroundings, project: bool = True):
         super().__init__(spec, around, project)
         width = spec.inner_width(around.d_model)
-        self.kernels = around.kernels
         self.in_proj = nn.Linear(spec.input_width(around.d_model), 3 * width, bias=spec.bias)
         self.conv = ShortConv(width, spec.d_conv, bias=spec.conv_bias, silu=False, kernels=around.kernels)
         self.out_proj = nn.Linear(width, around.d_model, bias=spec.bias) if project else None
@@ -66,7 +65,7 @@ class GatedConvMixer(Mixer):
         return self._project(C_bw * y_bw), GatedConvState(conv_bkw)
 
     def _mix(self, parts_blp: Tensor) -> Tensor:
-        if self.kernels.get("short_conv", parts_blp) is not None:
+        if self.conv.kernel.of(parts_blp) is not None:
             B_blw, C_blw, x_blw = parts_blp.chunk(3, dim=-1)
             return C_blw * self.conv(B_blw * x_blw)
         return gated_conv(parts_blp, self.conv.weight, self.conv.bias)

@@ -14,14 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from archsearch.mixers.base import Call, Mixer, Surroundings, init_linear, masked
+from archsearch.mixers.kernels.limits import selective_scan_problem
 from archsearch.mixers.norms import RMSNorm
 from archsearch.mixers.selective_scan import selective_scan, selective_scan_step
 from archsearch.mixers.short_conv import ShortConv
 from archsearch.mixers.step_sizes import draw_step_bias
 from archsearch.spec.layers import Mamba1
-
-KERNEL_STATES = 256
-"""The largest state that the CUDA kernel takes."""
 
 
 class Mamba1State(NamedTuple):
@@ -46,7 +44,9 @@ class Mamba1Mixer(Mixer):
         self.inner, self.d_state = spec.inner_width(around.d_model), spec.d_state
         self.heads = spec.heads
         self.rank = spec.parameter_width() - 2 * spec.d_state
-        self.kernels = around.kernels
+        problem = selective_scan_problem(spec.d_state)
+        self.scan_kernel = around.kernels.choose("selective_scan", problem)
+        self.step_kernel = around.kernels.choose("selective_scan_step", problem)
         self.in_proj = nn.Linear(spec.input_width(around.d_model), 2 * self.inner, bias=spec.bias)
         self.conv = ShortConv(self.inner, spec.d_conv, bias=spec.conv_bias, silu=True, kernels=around.kernels)
         self.x_proj = nn.Linear(self.inner // self.heads, self.heads * spec.parameter_width(), bias=False)
@@ -88,28 +88,21 @@ class Mamba1Mixer(Mixer):
     def step(self, x_bd: Tensor, state: Mamba1State, call: Call | None = None) -> tuple[Tensor, Mamba1State]:
         x, z = self.in_proj(x_bd).chunk(2, dim=-1)
         u, conv_state = self.conv.step(x, state.conv_bki)
-        y, ssm = self._each_head(selective_scan_step, u, *self._chosen(u), state.ssm_bin)
-        return self._finish(y.to(u.dtype) + self.D.to(u.dtype) * u, z, call), Mamba1State(conv_state, ssm)
+        dt, B, C = self._chosen(u)
+        kernel = None if torch.is_grad_enabled() else self.step_kernel.of(u)
+        if kernel is not None:
+            y, ssm = kernel(u, self._dt(dt), self._A(), B, C, self.D, state.ssm_bin)
+        else:
+            y, ssm = self._each_head(selective_scan_step, u, dt, B, C, state.ssm_bin)
+            y = y.to(u.dtype) + self.D.to(u.dtype) * u
+        return self._finish(y, z, call), Mamba1State(conv_state, ssm)
 
     def _scan(self, u_bli: Tensor) -> tuple[Tensor, Tensor]:
         """The convolved input -> the scan's output with the skip D u, and the last state."""
         dt, B, C = self._chosen(u_bli)
-        kernel = self.kernels.get("selective_scan", u_bli)
-        if kernel is not None and self.d_state <= KERNEL_STATES:
-            # The kernel wants time last and one dtype for all that varies by token.
-            dt, B, C = (t.to(u_bli.dtype).movedim(1, -1) for t in (dt, B, C))
-            y_bil, state = kernel(
-                u_bli.mT,
-                dt,
-                self._A(),
-                B.squeeze(1),
-                C.squeeze(1),
-                D=self.D.float(),
-                delta_bias=self.dt_proj.bias.float(),
-                delta_softplus=True,
-                return_last_state=True,
-            )
-            return y_bil.mT, state.float()
+        kernel = self.scan_kernel.of(u_bli)
+        if kernel is not None:
+            return kernel(u_bli, dt, self._A(), B, C, self.D, self.dt_proj.bias)
         # Autocast would take the scan's matmuls in half precision.
         with torch.autocast(u_bli.device.type, enabled=False):
             y, state = self._each_head(selective_scan, u_bli, dt, B, C)

@@ -7,6 +7,7 @@ n state size.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from archsearch.mixers.base import Call, Mixer, Surroundings, init_linear, masked
+from archsearch.mixers.kernels.limits import mamba2_problem, ssd_problem
 from archsearch.mixers.norms import RMSNorm
 from archsearch.mixers.short_conv import ShortConv
 from archsearch.mixers.ssd import ssd_chunked, ssd_step
@@ -37,7 +39,6 @@ class Mamba2Mixer(Mixer):
         self.inner = spec.inner_width(d_model)
         self.heads, self.head_dim = spec.head_count(d_model), spec.head_dim
         self.groups, self.d_state = spec.groups, spec.d_state
-        self.kernels = around.kernels
         self.multiplier: Tensor | None
         self.register_buffer("multiplier", _multiplier(spec, d_model), persistent=False)
         self.in_proj = nn.Linear(spec.input_width(d_model), spec.in_width(d_model), bias=spec.bias)
@@ -52,6 +53,18 @@ class Mamba2Mixer(Mixer):
             self.norm = RMSNorm(self.inner, spec.norm_eps or around.eps, spec.norm_groups or spec.groups)
         self.norm_first = spec.gated_norm == "before"
         self.out_proj = nn.Linear(self.inner, d_model, bias=spec.bias) if project else None
+        self._choose_kernels(around)
+
+    def _choose_kernels(self, around: Surroundings) -> None:
+        problem = ssd_problem(self.head_dim, self.d_state)
+        self.scan_kernel = around.kernels.choose("ssd", problem)
+        self.step_kernel = around.kernels.choose("ssd_step", problem)
+        if self.norm is not None and self.norm.groups != self.groups:
+            problem = problem or f"it norms {self.norm.groups} groups, and {self.groups} share B and C"
+        problem = problem or mamba2_problem(
+            self.inner, self.groups, self.d_state, self.heads, d_conv=self.spec.d_conv
+        )
+        self.layer_kernel = around.kernels.choose("mamba2", problem, needed=False)
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         init_linear(self.in_proj, generator)
@@ -65,41 +78,42 @@ class Mamba2Mixer(Mixer):
             init_linear(self.out_proj, generator)
 
     def forward(self, x_bld: Tensor, call: Call | None = None) -> Tensor:
-        z, conv_in, dt = self._split(self.in_proj(x_bld))
+        projected = self._projected(x_bld)
+        kernel = self.layer_kernel.of(projected)
+        if kernel is not None and "memory" not in self.telling and (call is None or call.mask is None):
+            return self._whole(kernel, projected)
+        z, conv_in, dt = self._split(projected)
         conv_out = masked(self.conv(masked(conv_in, call)), call)
         return self._finish(self._scan(conv_out, dt)[0], z, call)
 
     def prefill(self, x_bld: Tensor, call: Call | None = None) -> tuple[Tensor, Mamba2State]:
-        z, conv_in, dt = self._split(self.in_proj(x_bld))
+        z, conv_in, dt = self._split(self._projected(x_bld))
         conv_out, conv_state = self.conv.prefill(masked(conv_in, call))
         y, ssm_state = self._scan(masked(conv_out, call), dt)
         return self._finish(y, z, call), Mamba2State(conv_state, ssm_state)
 
     def step(self, x_bd: Tensor, state: Mamba2State, call: Call | None = None) -> tuple[Tensor, Mamba2State]:
-        z_bi, conv_in, dt_bh = self._split(self.in_proj(x_bd))
+        z_bi, conv_in, dt_bh = self._split(self._projected(x_bd))
         conv_out, conv_state = self.conv.step(conv_in, state.conv_bkc)
         x, B, C = self._heads(conv_out)
-        wide = state.ssm_bhpn.dtype
-        y_bhp, ssm = ssd_step(x.to(wide), self._dt(dt_bh), self._A(), B.to(wide), C.to(wide), state.ssm_bhpn)
-        y_bhp = y_bhp.to(x.dtype) + self.D.to(x.dtype)[:, None] * x
+        kernel = None if torch.is_grad_enabled() else self.step_kernel.of(x)
+        if kernel is not None:
+            y_bhp, ssm = kernel(x, self._dt(dt_bh), self._A(), B, C, self.D, state.ssm_bhpn)
+        else:
+            wide = state.ssm_bhpn.dtype
+            y_bhp, ssm = ssd_step(
+                x.to(wide), self._dt(dt_bh), self._A(), B.to(wide), C.to(wide), state.ssm_bhpn
+            )
+            y_bhp = y_bhp.to(x.dtype) + self.D.to(x.dtype)[:, None] * x
         return self._finish(y_bhp.flatten(-2), z_bi, call), Mamba2State(conv_state, ssm)
 
     def _scan(self, conv_blc: Tensor, dt_blh: Tensor) -> tuple[Tensor, Tensor]:
         """Convolved x, B, C -> the scan's output with the skip D x, and the last state."""
         x, B, C = self._heads(conv_blc)
-        kernel = self.kernels.get("ssd", x)
+        kernel = self.scan_kernel.of(x)
         if kernel is not None:
-            y, state = kernel(
-                x,
-                self._dt(dt_blh),
-                self._A(),
-                B,
-                C,
-                chunk_size=256,
-                D=self.D.float(),
-                return_final_states=True,
-            )
-            return y.flatten(-2), state.float()
+            y, state = kernel(x, self._dt(dt_blh), self._A(), B, C, self.D)
+            return y.flatten(-2), state
         wide = torch.promote_types(x.dtype, torch.float32)
         # Autocast would take the scan's matmuls, which sum over the context, in half precision.
         with torch.autocast(x.device.type, enabled=False):
@@ -119,10 +133,29 @@ class Mamba2Mixer(Mixer):
             y_bli = self.norm(y_bli * gate)
         return y_bli if self.out_proj is None else self.out_proj(y_bli)
 
+    def _whole(self, kernel: Callable[..., Tensor], projected_blw: Tensor) -> Tensor:
+        """Everything after the input projection, in one kernel call."""
+        return kernel(
+            projected_blw,
+            conv=(self.conv.weight, self.conv.bias),
+            dt_bias_h=self.dt_bias,
+            A_h=self._A(),
+            D_h=self.D,
+            norm=(None, 0.0) if self.norm is None else (self.norm.weight, self.norm.eps),
+            out=(None, None) if self.out_proj is None else (self.out_proj.weight, self.out_proj.bias),
+            head_dim=self.head_dim,
+            groups=self.groups,
+            norm_first=self.norm_first,
+            dt_limit=self.spec.dt_limit,
+        )
+
+    def _projected(self, x: Tensor) -> Tensor:
+        """z, x, B, C, dt side by side."""
+        projected = self.in_proj(x)
+        return projected if self.multiplier is None else projected * self.multiplier.to(projected.dtype)
+
     def _split(self, projected: Tensor) -> tuple[Tensor, ...]:
         """z; x, B and C together; dt."""
-        if self.multiplier is not None:
-            projected = projected * self.multiplier.to(projected.dtype)
         conv = self.inner + 2 * self.groups * self.d_state
         return projected.split([self.inner, conv, self.heads], dim=-1)
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from archsearch.mixers.attend import causal_attention, explicit_attention
+from archsearch.mixers.attend import attention_kernel, causal_attention, explicit_attention
 from archsearch.mixers.base import Call, Mixer, Surroundings, init_linear
 from archsearch.mixers.cache import Room, grown
 from archsearch.mixers.norms import RMSNorm
@@ -47,6 +47,14 @@ class MlaMixer(Mixer):
         self.heads, self.kv_rank = spec.heads, spec.kv_rank
         self.nope_dim, self.rope_dim, self.value_dim = spec.nope_dim, spec.rope_dim, spec.value_dim
         self.scale, self.kernels = spec.scale, around.kernels
+        self.kernel = attention_kernel(
+            around.kernels,
+            key_width=spec.nope_dim + spec.rope_dim,
+            value_width=spec.value_dim,
+            window=None,
+            softcap=None,
+            sinks=False,
+        )
         query, value, gate, cached = spec.widths()
         fan_in, d_model = spec.input_width(around.d_model), around.d_model
         eps = around.eps if spec.norm_eps is None else spec.norm_eps

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from archsearch.mixers.kernels import Kernels
+from archsearch.mixers.kernels.limits import short_conv_problem
 
 
 class ShortConv(nn.Module):
@@ -26,7 +27,9 @@ class ShortConv(nn.Module):
         super().__init__()
         self.width = width
         self.silu = silu
-        self.kernels = kernels
+        problem = short_conv_problem(channels, width)
+        self.kernel = kernels.choose("short_conv", problem)
+        self.step_kernel = kernels.choose("short_conv_step", problem)
         self.weight = nn.Parameter(torch.empty(channels, width))
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
 
@@ -38,11 +41,9 @@ class ShortConv(nn.Module):
                 self.bias.uniform_(-bound, bound, generator=generator)
 
     def forward(self, x_blc: Tensor) -> Tensor:
-        kernel = self.kernels.get("short_conv", x_blc)
-        if kernel is not None and self.width <= 4:
-            # The kernel takes (b, c, l) with any strides; transposing keeps the channels contiguous.
-            activation = "silu" if self.silu else None
-            return kernel(x_blc.mT, self.weight, self.bias, activation=activation).mT
+        kernel = self.kernel.of(x_blc)
+        if kernel is not None:
+            return kernel(x_blc, self.weight, self.bias, silu=self.silu)
         return self._activate(shifted_conv(x_blc, self.weight, self.bias))
 
     def prefill(self, x_blc: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,6 +51,9 @@ class ShortConv(nn.Module):
         return self(x_blc), padded[:, padded.shape[1] - self.width + 1 :].clone()
 
     def step(self, x_bc: Tensor, state_bkc: Tensor) -> tuple[Tensor, Tensor]:
+        kernel = None if torch.is_grad_enabled() else self.step_kernel.of(x_bc)
+        if kernel is not None and state_bkc.dtype == x_bc.dtype:
+            return kernel(x_bc, state_bkc, self.weight, self.bias, silu=self.silu)
         window_bkc = torch.cat([state_bkc, x_bc[:, None]], dim=1)
         y_bc = torch.einsum("bkc,ck->bc", window_bkc, self.weight)
         if self.bias is not None:

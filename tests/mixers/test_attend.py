@@ -17,7 +17,8 @@ from torch import Tensor
 from archsearch.mixers import attend
 from archsearch.mixers.attend import attend_to_cache, causal_attention, explicit_attention
 from archsearch.mixers.cache import last_tokens
-from archsearch.mixers.kernels import Choice, Kernels
+from archsearch.mixers.kernels import Kernels
+from mixers.serving import Serving, served
 
 
 def brute_force(
@@ -138,11 +139,7 @@ def test_the_kernel_gets_the_cap_and_leaves_what_it_cannot() -> None:
         calls.append(given)
         return v.repeat_interleave(q.shape[2] // v.shape[2], dim=2)
 
-    class Always(Kernels):
-        def get(self, operation: str, tensor: object) -> object:
-            return next(c.function for c in self.choices if c.operation == operation)
-
-    kernels = Always((Choice("attention", "fake", "a test", kernel),))
+    kernels = Serving(served("attention", kernel))
     q, k, v = random(1, 4, 5, 4), random(1, 2, 5, 4, seed=1), random(1, 2, 5, 4, seed=2)
     y = causal_attention(q, k, v, scale=0.5, window=3, kernels=kernels, softcap=2.0)
     assert calls == [{"softmax_scale": 0.5, "causal": True, "window_size": (2, 0), "softcap": 2.0}]
@@ -152,3 +149,46 @@ def test_the_kernel_gets_the_cap_and_leaves_what_it_cannot() -> None:
     causal_attention(q, k, v, **common, sinks_h=torch.zeros(4))
     causal_attention(q, k, v[..., :3], **common)
     assert len(calls) == 1
+
+
+def packed_kernel(
+    q_the: Tensor,
+    k_tge: Tensor,
+    v_tge: Tensor,
+    starts: Tensor,
+    starts_k: Tensor,
+    longest: int,
+    longest_k: int,
+    *,
+    scale: float,
+    window_size: tuple[int, int],
+) -> Tensor:
+    """By the convention of torch's varlen_attn before it shared heads."""
+    assert starts is starts_k
+    assert starts.dtype == torch.int32
+    assert longest == longest_k == int(starts.diff().max())
+    assert k_tge.shape[1] == q_the.shape[1]
+    assert window_size[1] == 0
+    parts = []
+    for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        q, k, v = (t[start:end].transpose(0, 1)[None] for t in (q_the, k_tge, v_tge))
+        age = torch.arange(end - start)[:, None] - torch.arange(end - start)
+        seen = (age >= 0) & ((age <= window_size[0]) | (window_size[0] < 0))
+        parts.append(explicit_attention(q, k, v, seen, scale=scale)[0].transpose(0, 1))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("padding", [False, True])
+def test_packed_kernels_get_the_tokens_without_padding(window: int | None, padding: bool) -> None:
+    q, k, v = random(2, 4, 9, 8), random(2, 2, 9, 8, seed=1), random(2, 2, 9, 8, seed=2)
+    mask = torch.arange(9) >= torch.tensor([[0], [4]]) if padding else None
+    kernels = Serving(served("packed_attention", packed_kernel, which=1))
+    form = {"scale": 0.5, "window": window, "mask_bl": mask}
+    truth = causal_attention(q, k, v, **form, kernels=Kernels())
+    found = causal_attention(q, k, v, **form, kernels=kernels)
+    assert found.isfinite().all()
+    if mask is not None:
+        truth, found = (t * mask[:, None, :, None] for t in (truth, found))
+    torch.testing.assert_close(found, truth)
+    assert ("packed_attention" in [asked[0] for asked in kernels.asked]) == (padding or window is not None)

@@ -1,26 +1,211 @@
-"""Which implementation is chosen, and why."""
+"""Which implementation is chosen, and why; and that a kernel which is wrong is found out."""
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from contract.building import layer_of
+from torch import Tensor
 
-from archsearch.mixers.kernels import DTYPES, FUNCTIONS, Choice, KernelError, Kernels, choose, probe
+from archsearch.compiler import compile_model
+from archsearch.mixers.base import Surroundings
+from archsearch.mixers.kernels import KernelError, Kernels, choice, trial
+from archsearch.mixers.kernels.choice import find
+from archsearch.mixers.kernels.table import OPERATIONS
+from archsearch.mixers.selective_scan import selective_scan_reference, selective_scan_step
+from archsearch.mixers.ssd import ssd_reference, ssd_step
+from archsearch.mixers.table import MIXERS
+from archsearch.spec import ModelSpec
+from mixers.serving import Serving
+
+# Stand-ins: the packages' conventions, computed by the references.
+
+
+def flash_attn(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float, causal: bool, **more: Any) -> Tensor:
+    assert causal
+    assert more == {"window_size": (-1, -1), "softcap": 0.0}
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=softmax_scale).transpose(1, 2)
+
+
+def flash_attn_varlen(
+    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, _: Tensor, longest: int, __: int, **more: Any
+) -> Tensor:
+    q, k, v = (t.unflatten(0, (-1, longest)) for t in (q, k, v))
+    return flash_attn(q, k, v, **more).flatten(0, 1)
+
+
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    seq_idx: Tensor | None,
+    initial_states: Tensor | None,
+    activation: str | None,
+) -> Tensor:
+    assert x.stride(1) == 1
+    assert all(stride % 8 == 0 for stride in (x.stride(0), x.stride(2)))
+    assert seq_idx is initial_states is None
+    padded = F.pad(x.float(), (weight.shape[1] - 1, 0))
+    y = F.conv1d(padded, weight[:, None], bias, groups=len(weight))
+    return (F.silu(y) if activation == "silu" else y).to(x.dtype)
+
+
+def causal_conv1d_update(
+    x: Tensor, state: Tensor, weight: Tensor, bias: Tensor, *, activation: str | None
+) -> Tensor:
+    window = torch.cat([state, x[..., None]], dim=-1)
+    state.copy_(window[..., 1:])
+    y = (window.float() * weight).sum(-1) + bias
+    return (F.silu(y) if activation == "silu" else y).to(x.dtype)
+
+
+def mamba_chunk_scan(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *, D: Tensor, **more: Any
+) -> Any:
+    assert more == {"chunk_size": 256, "initial_states": None, "seq_idx": None, "return_final_states": True}
+    y, last = ssd_reference(*(t.float() for t in (x, dt, A, B, C)))
+    return (y + D[:, None] * x).to(x.dtype), last
+
+
+def mamba_split_scan(
+    u: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    *,
+    rmsnorm_weight: Tensor,
+    rmsnorm_eps: float,
+    outproj_weight: Tensor,
+    headdim: int,
+    norm_before_gate: bool,
+    **more: Any,
+) -> Tensor:
+    assert not norm_before_gate
+    heads, conv = len(A), len(weight)
+    z, conv_in, dt = u.split([heads * headdim, conv, heads], dim=-1)
+    plain = {"seq_idx": None, "initial_states": None, "activation": "silu"}
+    x, B, C = causal_conv1d(conv_in.contiguous().mT, weight, bias, **plain).mT.split(
+        [heads * headdim, trial.STATE, trial.STATE], dim=-1
+    )
+    x = x.unflatten(-1, (heads, headdim))
+    given = (x, F.softplus(dt + dt_bias), A, B[:, :, None], C[:, :, None])
+    y = ssd_reference(*(t.float() for t in given))[0] + D[:, None] * x
+    gated = y.flatten(-2) * F.silu(z)
+    return F.linear(
+        F.rms_norm(gated, gated.shape[-1:], rmsnorm_weight, rmsnorm_eps).to(u.dtype), outproj_weight
+    )
+
+
+def selective_scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *, D: Tensor, delta_bias: Tensor, **more: Any
+) -> Any:
+    assert more == {"delta_softplus": True, "return_last_state": True}
+    given = (u.mT, F.softplus(delta.mT + delta_bias), A, B.mT, C.mT)
+    y, last = selective_scan_reference(*(t.float() for t in given))
+    return (y + D * u.mT).mT.to(u.dtype), last
+
+
+def selective_state_update(
+    state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *, D: Tensor, dt_bias: Tensor
+) -> Tensor:
+    """Of both Mambas: Mamba-2's A and dt come with strides of zero."""
+    assert state.ndim == 4
+    y = torch.empty_like(x)
+    for head in range(x.shape[1]):
+        group = head * B.shape[1] // x.shape[1]
+        given = (x[:, head], dt[:, head] + dt_bias[head], A[head], B[:, group], C[:, group], state[:, head])
+        y_bp, new = selective_scan_step(*(t.float() for t in given))
+        y[:, head] = (y_bp + D[head] * x[:, head]).to(x.dtype)
+        state[:, head] = new
+    return y
+
+
+STAND_INS: dict[str, Callable[..., Any]] = {
+    "attention": flash_attn,
+    "packed_attention": flash_attn_varlen,
+    "short_conv": causal_conv1d,
+    "short_conv_step": causal_conv1d_update,
+    "ssd": mamba_chunk_scan,
+    "ssd_step": selective_state_update,
+    "mamba2": mamba_split_scan,
+    "selective_scan": selective_scan,
+    "selective_scan_step": selective_state_update,
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_the_trial_passes_what_keeps_the_convention_and_nothing_else(operation: str) -> None:
+    call, kernel = OPERATIONS[operation][0].call, STAND_INS[operation]
+    assert trial.complaint(operation, partial(call, kernel), "cpu") is None
+
+    def off(*given: Any, **more: Any) -> Any:
+        y = kernel(*given, **more)
+        return (y[0] * 1.1, *y[1:]) if isinstance(y, tuple) else y * 1.1
+
+    def wrong_backward(*given: Any, **more: Any) -> Any:
+        y = kernel(*given, **more)
+        first = y[0] if isinstance(y, tuple) else y
+        spoilt = first + 0.2 * (first - first.detach())
+        return (spoilt, *y[1:]) if isinstance(y, tuple) else spoilt
+
+    def broken(*given: Any, **more: Any) -> Any:
+        raise RuntimeError("no kernel image is available\nfor execution on the device")
+
+    assert "returns nonsense: off by" in str(trial.complaint(operation, partial(call, off), "cpu"))
+    if trial.TRIALS[operation].gradients:
+        assert "nonsense" in str(trial.complaint(operation, partial(call, wrong_backward), "cpu"))
+    why = "raises RuntimeError: no kernel image is available for execution on the device"
+    assert trial.complaint(operation, partial(call, broken), "cpu") == why
+
+
+def test_old_states_stay_valid() -> None:
+    state = torch.ones(2, 3, 8)
+    before = state.clone()
+    call = OPERATIONS["short_conv_step"][0].call
+    _, new = call(causal_conv1d_update, torch.zeros(2, 8), state, torch.ones(8, 4), torch.zeros(8), silu=True)
+    assert torch.equal(state, before)
+    assert not torch.equal(new, before)
+    given = [torch.ones(2, 3, 4), torch.ones(2, 3), -torch.ones(3), *torch.ones(2, 2, 1, 5), torch.ones(3)]
+    state = torch.ones(2, 3, 4, 5)
+    y, new = OPERATIONS["ssd_step"][0].call(selective_state_update, *given, state)
+    assert torch.equal(state, torch.ones_like(state))
+    expected, expected_state = ssd_step(*given[:5], state)
+    torch.testing.assert_close(y, expected + 1)
+    torch.testing.assert_close(new, expected_state)
 
 
 def test_a_cpu_model_is_native_and_says_why() -> None:
-    for operation in FUNCTIONS:
-        choice = choose(operation, "auto", "cpu")
-        assert (choice.name, choice.why, choice.function) == ("torch", "the model is on cpu", None)
-        assert choose(operation, "native", "cuda").why == "asked for native"
+    for operation in OPERATIONS:
+        found = Kernels("auto", "cpu").choose(operation)
+        assert (found.name, found.why, found.function) == ("torch", "the model is on cpu", None)
+        assert Kernels("native", "cuda").choose(operation).why == "asked for native"
 
 
 def test_require_on_a_cpu_is_refused_with_the_reason() -> None:
-    with pytest.raises(KernelError, match=r"flash_attn.flash_attn_func is required .* the model is on cpu"):
-        choose("attention", "require", "cpu")
+    message = r"causal_conv1d.causal_conv1d_fn is required for short_conv, but the model is on cpu"
+    with pytest.raises(KernelError, match=message):
+        Kernels("require", "cpu").choose("short_conv")
+
+
+def test_a_model_requires_the_kernels_of_its_own_layers_alone() -> None:
+    def spec(layer: Any) -> ModelSpec:
+        return ModelSpec.model_validate({"d_model": 64, "vocab_size": 8, "layers": [layer]})
+
+    compile_model(spec("mlp"), kernels="require")
+    with pytest.raises(KernelError, match="required for short_conv"):
+        compile_model(spec("gated_conv"), kernels="require")
 
 
 def test_a_broken_package_is_told_from_a_missing_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,19 +213,71 @@ def test_a_broken_package_is_told_from_a_missing_one(tmp_path: Path, monkeypatch
     (tmp_path / "partial_kernels.py").write_text("other = 1\n")
     (tmp_path / "sound_kernels.py").write_text("def scan(): return 3\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert probe("no_such_kernels", "scan") == (None, "no_such_kernels is not installed")
-    function, why = probe("broken_kernels", "scan")
+    assert find("no_such_kernels", "scan") == (None, "no_such_kernels is not installed")
+    function, why = find("broken_kernels", "scan")
     assert function is None
     assert why == "broken_kernels is installed but broken: libcudart.so.12: cannot open"
-    assert "has no attribute 'scan'" in probe("partial_kernels", "scan")[1]
-    function, why = probe("sound_kernels", "scan")
+    assert "has no attribute 'scan'" in find("partial_kernels", "scan")[1]
+    function, why = find("sound_kernels", "scan")
     assert function is not None
-    assert (function(), why) == (3, "usable")
+    assert function() == 3
     for name in ("partial_kernels", "sound_kernels"):
         sys.modules.pop(name, None)
 
 
-def test_tensors_off_cuda_and_dtypes_without_a_kernel_take_the_native_path() -> None:
-    kernels = Kernels(tuple(Choice(name, "kernel", "", lambda: None) for name in FUNCTIONS))
-    assert set(DTYPES) == set(FUNCTIONS)
-    assert all(kernels.get(name, torch.zeros(1)) is None for name in FUNCTIONS)
+def test_an_installed_kernel_that_cannot_be_tried_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "find", lambda module, name: (lambda: None, "found"))
+    kernel = OPERATIONS["ssd"][0]
+    choice.probe.cache_clear()
+    if not torch.cuda.is_available():
+        why = f"{kernel.module} is installed, but there is no CUDA device to try it on"
+        assert choice.probe(kernel, "ssd", "cuda") == (None, why)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(choice, "complaint", lambda *given: "returns nonsense")
+    choice.probe.cache_clear()
+    assert choice.probe(kernel, "ssd", "cuda") == (None, f"{kernel} returns nonsense")
+    choice.probe.cache_clear()
+
+
+def test_forms_that_a_kernel_lacks_are_named() -> None:
+    choice._choose.cache_clear()
+    found = choice._choose("packed_attention", "cuda", None, frozenset({"softcap", "window"}))
+    if found.function is None:
+        assert "torch.nn.attention.varlen.varlen_attn has no softcap" in found.why
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "operation", "problem"),
+    [
+        ("mamba2", {"heads": 3, "head_dim": 8}, "mamba2", r"heads = \d+ is no multiple of 8"),
+        (
+            "mamba2",
+            {"head_dim": 16, "groups": 2, "norm_groups": 4},
+            "mamba2",
+            "it norms 4 groups, and 2 share",
+        ),
+        ("mamba2", {"d_state": 300}, "ssd", "at most 256"),
+        ("mamba2", {"d_conv": 7}, "short_conv", "the kernel has 2 to 4 taps, this convolution 7"),
+        ("mamba1", {"d_state": 300}, "selective_scan", "d_state 300 is more than 256"),
+        ("gated_conv", {"width": 30}, "short_conv", "30 channels are no multiple of 8"),
+        ("attention", {"heads": 4, "sinks": True}, "attention", "sinks have no kernel"),
+        ("attention", {"heads": 1, "head_dim": 320}, "attention", "320 wide, more than 256"),
+        ("mla", {"nope_dim": 8}, "attention", "values are 8 wide and keys 12"),
+    ],
+    ids=str,
+)
+def test_widths_are_checked_when_a_layer_is_built(
+    kind: str, fields: dict[str, Any], operation: str, problem: str
+) -> None:
+    kernels = Serving()
+    MIXERS[kind](layer_of(kind, fields), Surroundings(64, kernels=kernels))
+    found = [why for asked, why, _ in kernels.asked if asked == operation]
+    assert any(why is not None and re.search(problem, why) for why in found), found
+
+
+def test_tensors_elsewhere_and_dtypes_without_a_kernel_take_the_native_path() -> None:
+    on_cuda = choice.Choice("ssd", "kernel", "", lambda: None, ("torch.float32",))
+    assert on_cuda.of(torch.zeros(1)) is None
+    here = choice.Choice("ssd", "kernel", "", lambda: None, ("torch.float32",), "cpu")
+    assert here.of(torch.zeros(1)) is not None
+    assert here.of(torch.zeros(1, dtype=torch.float64)) is None

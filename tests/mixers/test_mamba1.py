@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from contract.building import inputs, layer_of, mixer_of
 
 from archsearch.mixers.base import Surroundings
-from archsearch.mixers.kernels import Kernels
 from archsearch.mixers.mamba1 import Mamba1Mixer
 from archsearch.mixers.selective_scan import selective_scan_reference
+from mixers.serving import served
 
 
 def normed(value: torch.Tensor, kind: str, weight: torch.Tensor | None) -> torch.Tensor:
@@ -55,13 +55,6 @@ def test_layer_by_hand(inner_norm: str, heads: int) -> None:
         torch.testing.assert_close(mixer(x_bld)[0], y @ mixer.out_proj.weight.T, rtol=1e-10, atol=1e-10)
 
 
-class ByConvention(Kernels):
-    """Serves a scan that takes and gives what selective_scan_fn of the mamba_ssm package does."""
-
-    def get(self, operation: str, tensor: Any) -> Any:
-        return kernel_by_convention if operation == "selective_scan" else None
-
-
 def kernel_by_convention(
     u_bil: torch.Tensor,
     delta_bil: torch.Tensor,
@@ -100,7 +93,7 @@ def test_the_cuda_kernel_is_called_by_its_convention(heads: int) -> None:
     mixer, x_bld = mixer_of("mamba1", {"d_state": 3, "heads": heads}).float(), inputs(2, 20).float()
     with torch.no_grad():
         y_bld, state = mixer.prefill(x_bld)
-        mixer.kernels = ByConvention()
+        mixer.scan_kernel = served("selective_scan", kernel_by_convention)
         kernel_bld, kernel_state = mixer.prefill(x_bld)
     torch.testing.assert_close(kernel_bld, y_bld)
     torch.testing.assert_close(kernel_state, state)

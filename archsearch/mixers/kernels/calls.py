@@ -1,0 +1,274 @@
+"""How each CUDA kernel is called: from the shapes and conventions of this package to those of the kernel.
+
+The first argument is always the kernel itself, so that whatever keeps its convention can be put there.
+
+Shape suffixes: b batch, l length, t all tokens of all sequences, x any heads, e head_dim of attention,
+c channels, k kernel width, j the convolution's earlier tokens, h heads, p channels a head, g groups, n state
+size, i inner width, w width of an input projection, d d_model.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Function = Callable[..., Any]
+
+CHUNK = 256
+"""Tokens a chunk of Mamba-2's kernels: what the package's own layers use."""
+
+
+def attention(
+    kernel: Function,
+    q_bxle: Tensor,
+    k_bxle: Tensor,
+    v_bxle: Tensor,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Causal attention; the last `window` tokens where given. Fewer key heads than query heads are shared."""
+    q, k, v = (t.transpose(1, 2) for t in (q_bxle, k_bxle, v_bxle))
+    reach = (-1, -1) if window is None else (window - 1, 0)
+    y = kernel(q, k, v, softmax_scale=scale, causal=True, window_size=reach, softcap=softcap or 0.0)
+    return y.transpose(1, 2)
+
+
+def packed_attention(
+    kernel: Function,
+    q_txe: Tensor,
+    k_txe: Tensor,
+    v_txe: Tensor,
+    *,
+    starts: Tensor,
+    longest: int,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Causal attention within sequences that lie one after another. starts: int32, where each one starts and
+    the last one ends; longest: tokens of the longest one."""
+    reach = (-1, -1) if window is None else (window - 1, 0)
+    more = {"softmax_scale": scale, "causal": True, "window_size": reach, "softcap": softcap or 0.0}
+    return kernel(q_txe, k_txe, v_txe, starts, starts, longest, longest, **more)
+
+
+def packed_attention_by_torch(
+    kernel: Function,
+    q_txe: Tensor,
+    k_txe: Tensor,
+    v_txe: Tensor,
+    *,
+    starts: Tensor,
+    longest: int,
+    scale: float,
+    window: int | None = None,
+) -> Tensor:
+    """The same; torch's function is causal where its window says so, and shares heads in later releases."""
+    more: dict[str, Any] = {"scale": scale, "window_size": (-1 if window is None else window - 1, 0)}
+    shared = q_txe.shape[1] // k_txe.shape[1]
+    if shared > 1 and "enable_gqa" in _parameters(kernel):
+        more["enable_gqa"] = True
+    elif shared > 1:
+        k_txe, v_txe = (t.repeat_interleave(shared, dim=1) for t in (k_txe, v_txe))
+    return kernel(q_txe, k_txe, v_txe, starts, starts, longest, longest, **more)
+
+
+def short_conv(
+    kernel: Function,
+    x_blc: Tensor,
+    weight_ck: Tensor,
+    bias_c: Tensor | None,
+    *,
+    silu: bool,
+    initial_bjc: Tensor | None = None,
+    documents_bl: Tensor | None = None,
+) -> Tensor:
+    """The causal depthwise convolution. initial: the inputs before the first. documents: an int32 number a
+    token; tokens see those of their own number alone."""
+    # The kernel takes (b, c, l) with any strides; transposing keeps the channels contiguous.
+    return kernel(
+        _rows_of_eight(x_blc).mT,
+        weight_ck,
+        bias_c,
+        initial_states=None if initial_bjc is None else initial_bjc.mT,
+        seq_idx=documents_bl,
+        activation="silu" if silu else None,
+    ).mT
+
+
+def short_conv_step(
+    kernel: Function,
+    x_bc: Tensor,
+    state_bjc: Tensor,
+    weight_ck: Tensor,
+    bias_c: Tensor | None,
+    *,
+    silu: bool,
+) -> tuple[Tensor, Tensor]:
+    """One more token, and the inputs that the next one needs."""
+    state_bjc = state_bjc.clone()  # the kernel writes into it, and old states stay valid
+    y_bc = kernel(x_bc, state_bjc.mT, weight_ck, bias_c, activation="silu" if silu else None)
+    return y_bc, state_bjc
+
+
+def ssd(
+    kernel: Function,
+    x_blhp: Tensor,
+    dt_blh: Tensor,
+    A_h: Tensor,
+    B_blgn: Tensor,
+    C_blgn: Tensor,
+    D_h: Tensor,
+    *,
+    initial_bhpn: Tensor | None = None,
+    documents_bl: Tensor | None = None,
+    chunk: int = CHUNK,
+) -> tuple[Tensor, Tensor]:
+    """Mamba-2's scan, with the skip D x, and the last state. dt is positive, A negative."""
+    y_blhp, last_bhpn = kernel(
+        x_blhp,
+        dt_blh,
+        A_h,
+        B_blgn,
+        C_blgn,
+        chunk_size=chunk,
+        D=D_h.float(),
+        initial_states=initial_bhpn,
+        seq_idx=documents_bl,
+        return_final_states=True,
+    )
+    return y_blhp, last_bhpn.float()
+
+
+def ssd_step(
+    kernel: Function,
+    x_bhp: Tensor,
+    dt_bh: Tensor,
+    A_h: Tensor,
+    B_bgn: Tensor,
+    C_bgn: Tensor,
+    D_h: Tensor,
+    state_bhpn: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """One token of the same."""
+    p, n = state_bhpn.shape[2:]
+    state_bhpn = state_bhpn.clone()
+    # Expanded, not copied: by strides of zero the kernel sees that a head's channels share A and dt.
+    dt_bhp, A_hpn = dt_bh[..., None].expand(-1, -1, p), A_h[:, None, None].expand(-1, p, n)
+    no_bias_hp = torch.zeros_like(A_h)[:, None].expand(-1, p)
+    D_hp = D_h[:, None].expand(-1, p)
+    y_bhp = kernel(state_bhpn, x_bhp, dt_bhp, A_hpn, B_bgn, C_bgn, D=D_hp, dt_bias=no_bias_hp)
+    return y_bhp, state_bhpn
+
+
+def mamba2(
+    kernel: Function,
+    projected_blw: Tensor,
+    *,
+    conv: tuple[Tensor, Tensor | None],
+    dt_bias_h: Tensor,
+    A_h: Tensor,
+    D_h: Tensor,
+    norm: tuple[Tensor | None, float],
+    out: tuple[Tensor, Tensor | None],
+    head_dim: int,
+    groups: int,
+    norm_first: bool,
+    dt_limit: tuple[float, float],
+    documents_bl: Tensor | None = None,
+) -> Tensor:
+    """All of Mamba-2 after its input projection (..., z x B C dt). conv, out: weight and bias; norm: weight
+    and eps, over groups of channels that are the heads' groups."""
+    return kernel(
+        projected_blw,
+        *conv,
+        dt_bias_h,
+        A_h,
+        D_h,
+        chunk_size=CHUNK,
+        seq_idx=documents_bl,
+        dt_limit=dt_limit,
+        activation="silu",
+        rmsnorm_weight=norm[0],
+        rmsnorm_eps=norm[1],
+        outproj_weight=out[0],
+        outproj_bias=out[1],
+        headdim=head_dim,
+        ngroups=groups,
+        norm_before_gate=norm_first,
+    )
+
+
+def selective_scan(
+    kernel: Function,
+    u_bli: Tensor,
+    dt_bli: Tensor,
+    A_in: Tensor,
+    B_blhn: Tensor,
+    C_blhn: Tensor,
+    D_i: Tensor,
+    dt_bias_i: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Mamba-1's scan, with the skip D u, and the last state, through which no gradient comes. dt is still
+    without its bias and softplus."""
+    # The kernel wants time last and one dtype for all that varies by token.
+    dt, B, C = (t.to(u_bli.dtype).movedim(1, -1) for t in (dt_bli, B_blhn, C_blhn))
+    y_bil, state_bin = kernel(
+        u_bli.mT,
+        dt,
+        A_in,
+        B.squeeze(1),
+        C.squeeze(1),
+        D=D_i.float(),
+        delta_bias=dt_bias_i.float(),
+        delta_softplus=True,
+        return_last_state=True,
+    )
+    return y_bil.mT, state_bin.float()
+
+
+def selective_scan_step(
+    kernel: Function,
+    u_bi: Tensor,
+    dt_bi: Tensor,
+    A_in: Tensor,
+    B_bhn: Tensor,
+    C_bhn: Tensor,
+    D_i: Tensor,
+    state_bin: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """One token of the same; dt positive here."""
+    heads = B_bhn.shape[1]
+    state_bin = state_bin.clone()
+
+    def by_head(t: Tensor, axis: int) -> Tensor:
+        return t.unflatten(axis, (heads, -1))
+
+    y_bhp = kernel(
+        by_head(state_bin, 1),
+        by_head(u_bi, 1),
+        by_head(dt_bi, 1),
+        by_head(A_in, 0),
+        B_bhn,
+        C_bhn,
+        D=by_head(D_i, 0),
+        dt_bias=by_head(torch.zeros_like(A_in[:, 0]), 0),
+    )
+    return y_bhp.flatten(1), state_bin
+
+
+def _rows_of_eight(x_blc: Tensor) -> Tensor:
+    """x itself where its rows start at multiples of 8 numbers, as the convolution asks; else a copy."""
+    return x_blc if all(stride % 8 == 0 for stride in x_blc.stride()[:2]) else x_blc.contiguous()
+
+
+@cache
+def _parameters(function: Function) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)

@@ -1,0 +1,67 @@
+"""Operations that have CUDA kernels, and where each kernel comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from archsearch.mixers.kernels import calls
+
+HALF = ("torch.float16", "torch.bfloat16")
+ALL = (*HALF, "torch.float32")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A function of a package, the call that gives it our tensors, and the dtypes it takes."""
+
+    module: str
+    name: str
+    call: Callable[..., Any]
+    dtypes: tuple[str, ...] = ALL
+    forms: frozenset[str] = frozenset()
+    """What it can do beyond the plain operation, of what layers may ask for."""
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+SSD = "mamba_ssm.ops.triton.ssd_combined"
+STATE_UPDATE = ("mamba_ssm.ops.triton.selective_state_update", "selective_state_update")
+
+OPERATIONS: dict[str, tuple[Kernel, ...]] = {
+    "attention": (
+        Kernel("flash_attn", "flash_attn_func", calls.attention, HALF, frozenset({"window", "softcap"})),
+    ),
+    "packed_attention": (
+        Kernel(
+            "flash_attn",
+            "flash_attn_varlen_func",
+            calls.packed_attention,
+            HALF,
+            frozenset({"window", "softcap"}),
+        ),
+        Kernel(
+            "torch.nn.attention.varlen",
+            "varlen_attn",
+            calls.packed_attention_by_torch,
+            HALF,
+            frozenset({"window"}),
+        ),
+    ),
+    "short_conv": (Kernel("causal_conv1d", "causal_conv1d_fn", calls.short_conv),),
+    "short_conv_step": (Kernel("causal_conv1d", "causal_conv1d_update", calls.short_conv_step),),
+    "ssd": (Kernel(SSD, "mamba_chunk_scan_combined", calls.ssd),),
+    "mamba2": (Kernel(SSD, "mamba_split_conv1d_scan_combined", calls.mamba2),),
+    "ssd_step": (Kernel(*STATE_UPDATE, calls.ssd_step),),
+    "selective_scan": (
+        Kernel("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn", calls.selective_scan),
+    ),
+    "selective_scan_step": (Kernel(*STATE_UPDATE, calls.selective_scan_step),),
+}
+"""Operation -> its kernels, the first usable one of which is taken. `mamba2` is a whole layer after its input
+projection: convolution, scan, gate, norm and output projection."""
+
+FUSED_IN_TORCH = {"attention": "torch.nn.functional.scaled_dot_product_attention"}
+"""Operations whose native path is a fused kernel of torch's own on CUDA, in their plain form."""
