@@ -49,12 +49,16 @@ def plan(config: Any, ignore: Collection[str] = ()) -> Blueprint:
 def import_folder(source: Path, out: Path, ignore: Collection[str] = ()) -> ModelSpec:
     """Write OUT/spec.yaml, and OUT/model.safetensors where `source` is a folder with weights.
 
-    source: a folder of transformers' `save_pretrained`, or a config.json alone. Raises `SpecError`.
+    source: a folder of transformers' `save_pretrained`, or a config.json alone. Raises `SpecError`, also
+    where OUT holds a model already: it may be the source.
     """
     from transformers import AutoConfig
 
     if not source.exists():
         raise SpecError(f"{source}: no such file or folder")
+    for name in (SPEC, WEIGHTS):
+        if (out / name).exists():
+            raise SpecError(f"{out / name}: is there already; give another --out")
     register()
     config = _or_refuse(source, lambda: AutoConfig.from_pretrained(source, local_files_only=True))
     blueprint = plan(config, ignore)
@@ -63,9 +67,12 @@ def import_folder(source: Path, out: Path, ignore: Collection[str] = ()) -> Mode
     if source.is_dir() and any(file.suffix in (".safetensors", ".bin") for file in source.iterdir()):
         weights = gather(blueprint.rules, _held(source), unfilled(spec))
     out.mkdir(parents=True, exist_ok=True)
-    (out / SPEC).write_text(to_yaml(spec))
     if weights is not None:
-        save_file(weights, out / WEIGHTS)
+        # Whole or not at all, also where this is stopped half-way.
+        partial = out / f"{WEIGHTS}.partial"
+        save_file(weights, partial)
+        partial.replace(out / WEIGHTS)
+    (out / SPEC).write_text(to_yaml(spec))
     return spec
 
 

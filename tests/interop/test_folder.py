@@ -102,6 +102,15 @@ def test_the_text_part_of_a_model_that_also_sees(tmp_path: Path) -> None:
     torch.testing.assert_close(ours, logits(hf, ids_bl), rtol=1e-5, atol=1e-5)
 
 
+def test_a_model_is_not_written_over(tmp_path: Path) -> None:
+    single = tmp_path / "theirs"
+    source("llama", 0).save_pretrained(single)
+    before = (single / "model.safetensors").read_bytes()
+    with pytest.raises(SpecError, match=r"model.safetensors: is there already; give another --out"):
+        run(single, "--out", single)
+    assert (single / "model.safetensors").read_bytes() == before
+
+
 def test_half_precision_is_kept(hf: Any, tmp_path: Path) -> None:
     source("llama", 0).to(torch.bfloat16).save_pretrained(tmp_path / "theirs")
     run(tmp_path / "theirs", "--out", tmp_path / "ours")
