@@ -18,7 +18,7 @@ from archsearch.interop.families import FAMILIES
 from archsearch.interop.function import differences
 from archsearch.interop.modules import Unallocated
 from archsearch.interop.rules import Rules
-from archsearch.interop.targets import LAYERS, TARGETS, TRUNK, Config, Layout, Target
+from archsearch.interop.targets import LAYERS, TARGETS, TRUNK, Config, Layout, Mismatch, Target
 from archsearch.spec.errors import SpecError
 from archsearch.spec.model import ModelSpec
 
@@ -33,10 +33,6 @@ class Match:
     @property
     def name(self) -> str:
         return _class_of(self.config).__name__
-
-
-class Mismatch(Exception):
-    """Why a target is not the spec's."""
 
 
 def find(spec: ModelSpec) -> tuple[Match | None, dict[str, str]]:
@@ -73,10 +69,12 @@ def fit(spec: ModelSpec, target: Target) -> Match:
 def _layout(spec: ModelSpec, target: Target) -> Layout:
     nodes = [inner for node in spec.nodes for inner in node.walk()]
     for node in nodes:
-        if node.owner is not None or node.lora is not None:
+        if not target.shares and (node.owner is not None or node.lora is not None):
             raise Mismatch(f"{node.path}: no layer of it is used twice")
         if node.kind not in target.kinds:
             raise Mismatch(f"{node.path}: it has no {node.kind}")
+        if node.kind == "moe" and _unaligned(node.layer, spec.d_model):
+            raise Mismatch(f"{node.path}: widths of experts that are no multiples of 8 fail in transformers")
     kinds = {node.kind for node in nodes}
     attending = kinds & {"attention", "mla"}
     if target.mixed and not (attending and kinds - attending - {"mlp", "moe"}):
@@ -91,6 +89,11 @@ def _layout(spec: ModelSpec, target: Target) -> Layout:
             found = f"{mixer.kind} and {channel.kind}"
             raise Mismatch(f"{mixer.path}: {found}, where it has a mixer and an MLP in turn")
     return Layout(spec, [*units])
+
+
+def _unaligned(moe: Any, d_model: int) -> bool:
+    """Its grouped matrix products want rows of 16 bytes, which are 8 numbers of 2."""
+    return moe.hidden % 8 > 0 or (moe.latent or d_model) % 8 > 0
 
 
 def _proposal(layout: Layout, target: Target) -> Config:

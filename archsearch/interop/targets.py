@@ -72,7 +72,7 @@ LAYERS: dict[str, dict[str, Reader]] = {
     "attention": {
         "num_attention_heads": of("heads"),
         "num_key_value_heads": of("kv_heads"),
-        "head_dim": of("head_dim"),
+        **dict.fromkeys(("head_dim", "attention_head_dim"), of("head_dim")),
         "attention_bias": of("bias"),
         "rope_parameters": rope,
         "position_embedding_type": lambda a, _: "rope" if a.rope else None,
@@ -80,6 +80,9 @@ LAYERS: dict[str, dict[str, Reader]] = {
         "query_pre_attn_scalar": lambda a, _: _whole(a.scale**-2),
         "key_multiplier": lambda a, _: a.scale * a.head_dim**0.5,
         "attn_logit_softcapping": of("softcap"),
+        "use_attention_gate": lambda a, _: a.gate == "head",
+        "use_mem_rope": lambda a, _: a.rope is not None,
+        "use_shared_attention_adapter": lambda a, _: a.lora is not None,
         "attention_in_multiplier": of("in_scale"),
         "attention_out_multiplier": of("out_scale"),
         "full_attn_alpha_factor": of("skip_scale"),
@@ -87,15 +90,16 @@ LAYERS: dict[str, dict[str, Reader]] = {
     },
     "mamba2": {
         **dict.fromkeys(
-            ("mamba_n_heads", "mamba_num_heads", "num_heads"), lambda m, spec: m.head_count(spec.d_model)
+            ("mamba_n_heads", "mamba_num_heads", "n_mamba_heads", "num_heads"),
+            lambda m, spec: m.head_count(spec.d_model),
         ),
         **dict.fromkeys(("mamba_d_head", "mamba_head_dim", "head_dim"), of("head_dim")),
-        **dict.fromkeys(("mamba_n_groups", "n_groups"), of("groups")),
+        **dict.fromkeys(("mamba_n_groups", "mamba_ngroups", "n_groups"), of("groups")),
         **dict.fromkeys(("mamba_d_state", "ssm_state_size", "state_size"), of("d_state")),
         **dict.fromkeys(("mamba_d_conv", "conv_kernel"), of("d_conv")),
         **dict.fromkeys(("mamba_expand", "expand"), lambda m, _: _whole(m.expand)),
         **dict.fromkeys(("mamba_conv_bias", "use_conv_bias"), of("conv_bias")),
-        **dict.fromkeys(("mamba_proj_bias", "use_bias", "projectors_bias"), of("bias")),
+        **dict.fromkeys(("mamba_proj_bias", "use_bias", "projectors_bias", "add_bias_linear"), of("bias")),
         "mamba_d_ssm": lambda m, spec: m.inner_width(spec.d_model),
         "mamba_rms_norm": lambda m, _: m.gated_norm != "none",
         "mamba_norm_before_gate": lambda m, _: m.gated_norm == "before",
@@ -114,6 +118,7 @@ LAYERS: dict[str, dict[str, Reader]] = {
         **dict.fromkeys(("mamba_dt_rank", "time_step_rank"), of("dt_rank")),
         **dict.fromkeys(("mamba_conv_bias", "use_conv_bias"), of("conv_bias")),
         **dict.fromkeys(("mamba_proj_bias", "use_bias"), of("bias")),
+        "n_mamba_heads": of("heads"),
         "mixer_rms_eps": lambda m, spec: m.inner_norm_eps or spec.norm.eps,
         "time_step_min": of("dt_min"),
         "time_step_max": of("dt_max"),
@@ -137,8 +142,10 @@ LAYERS: dict[str, dict[str, Reader]] = {
     "rglru": {"lru_width": of("width"), "num_attention_heads": of("heads"), "conv1d_width": of("d_conv")},
     "kda": {
         "linear_num_heads": of("heads"),
-        "linear_head_dim": of("head_dim"),
-        "linear_conv_kernel_dim": of("d_conv"),
+        **dict.fromkeys(("linear_head_dim", "head_dim"), of("head_dim")),
+        **dict.fromkeys(("linear_conv_kernel_dim", "short_conv_kernel_size"), of("d_conv")),
+        "kda_safe_gate": lambda k, _: k.decay_bound is not None,
+        "kda_lower_bound": lambda k, _: -(k.decay_bound or 5.0),
     },
     "lightning": {
         "linear_attn_alpha_factor": of("skip_scale"),
@@ -159,6 +166,7 @@ LAYERS: dict[str, dict[str, Reader]] = {
         **dict.fromkeys(("intermediate_size", "shared_intermediate_size"), of("hidden")),
         **dict.fromkeys(("hidden_act", "hidden_activation", "mlp_hidden_act"), activation),
         "mlp_bias": of("bias"),
+        "adapter_rank": of("lora"),
         "mlp_multipliers": lambda m, _: [m.gate_scale, m.out_scale],
     },
     "moe": {
@@ -191,7 +199,8 @@ def word(node: Node) -> str:
     """What `layer_types` calls a layer."""
     if node.kind in ("attention", "mla"):
         return "sliding_attention" if getattr(node.layer, "window", None) else "full_attention"
-    return {"gated_conv": "conv", "mlp": "mlp", "moe": "moe"}.get(node.kind, "linear_attention")
+    words = {"gated_conv": "conv", "sequential": "hybrid", "mlp": "mlp", "moe": "moe"}
+    return words.get(node.kind, "linear_attention")
 
 
 @dataclass(frozen=True)
@@ -218,19 +227,50 @@ class Target:
 
     model_type: as in config.json. kinds: of the layers that it has. pair: whether a layer of its config is
     a mixer and a channel mixer. mixed: whether its cache needs attention and recurrent layers both. extra:
-    fields that have no common name, or another meaning here.
+    fields that have no common name, or another meaning here. shares: whether layers may be used again.
     """
 
     model_type: str
     kinds: tuple[str, ...]
     pair: bool = True
     mixed: bool = False
+    shares: bool = False
     extra: Callable[[Layout], Config] = field(default=lambda layout: {})
 
 
-def _nemotron_h(layout: Layout) -> Config:
-    # Its step sizes are clamped at time_step_min.
+class Mismatch(Exception):
+    """Why a target is not the spec's."""
+
+
+def _clamped(layout: Layout) -> Config:
+    # Step sizes are clamped at time_step_min, which is above 0.
     return {"time_step_min": max(TINY, layout.first("mamba2").dt_limit[0])}
+
+
+def _falcon_h1(layout: Layout) -> Config:
+    mamba2 = layout.first("mamba2")
+    if mamba2.gated_norm == "before" and mamba2.groups > 1:
+        raise Mismatch("transformers fails to decode a norm before the gate where there are groups")
+    return {}
+
+
+def _zamba2(layout: Layout) -> Config:
+    blocks = sum(node.kind == "mlp" and node.owner is None for node in layout.nodes)
+    return _clamped(layout) | {"num_mem_blocks": blocks}
+
+
+def _lfm3(layout: Layout) -> Config:
+    """Rotations by kind of layer; of a head's fastest pairs alone they are called proportional."""
+    ropes = {}
+    for unit in layout.units:
+        layer: Any = unit[0].layer
+        if unit[0].kind == "attention" and layer.rope is not None:
+            half, turned = layer.head_dim // 2, layer.rope.rotary_dim(layer.head_dim) // 2
+            part = {"rope_type": "proportional", "partial_rotary_factor": turned / half}
+            theta = {"rope_theta": layer.rope.theta ** (half / turned)}
+            ropes[word(unit[0])] = theta | (part if turned < half else {"rope_type": "default"})
+    sandwich = layout.spec.nodes[0].norm == "sandwich"
+    return _gemma2(layout) | {"rope_parameters": ropes, "use_sandwich_norm": sandwich}
 
 
 def _granite(layout: Layout) -> Config:
@@ -267,7 +307,10 @@ def _qwen3(layout: Layout) -> Config:
 def _minimax(layout: Layout) -> Config:
     # Its attention layers are all windowed, or none is, under one word.
     words = ["full_attention" if word == "sliding_attention" else word for word in layout.words()]
-    return {"layer_types": words, "sliding_window": layout.first("attention").window}
+    window = layout.first("attention").window
+    if window is not None and words[0] != "full_attention":
+        raise Mismatch("transformers reads a cache's length off its first layer, which has no window")
+    return {"layer_types": words, "sliding_window": window}
 
 
 def _recurrent_gemma(layout: Layout) -> Config:
@@ -303,17 +346,30 @@ def _kimi_linear(layout: Layout) -> Config:
 
 
 TARGETS: tuple[Target, ...] = (
-    Target("nemotron_h", ("attention", "mamba2", "mlp", "moe"), pair=False, mixed=True, extra=_nemotron_h),
+    Target("nemotron_h", ("attention", "mamba2", "mlp", "moe"), pair=False, mixed=True, extra=_clamped),
     Target("granitemoehybrid", ("attention", "mamba2", "mlp", "moe"), mixed=True, extra=_granite),
     Target("olmo_hybrid", ("attention", "gated_deltanet", "mlp"), mixed=True),
     Target("lfm2", ("attention", "gated_conv", "mlp"), mixed=True, extra=_lfm2),
     Target("lfm2_moe", ("attention", "gated_conv", "mlp", "moe"), mixed=True, extra=_lfm2_moe),
-    Target("falcon_h1", ("parallel", "attention", "mamba2", "mlp")),
+    Target("lfm3", ("attention", "gated_conv", "mlp"), mixed=True, extra=_lfm3),
+    Target("falcon_h1", ("parallel", "attention", "mamba2", "mlp"), extra=_falcon_h1),
     Target("qwen3_5_text", ("attention", "gated_deltanet", "mlp"), mixed=True),
     Target("qwen3_5_moe_text", ("attention", "gated_deltanet", "moe"), mixed=True),
     Target("qwen3_next", ("attention", "gated_deltanet", "mlp", "moe"), mixed=True, extra=_qwen3_next),
     Target("bamba", ("attention", "mamba2", "mlp"), mixed=True, extra=_bamba),
     Target("kimi_linear", ("mla", "kda", "mlp", "moe"), mixed=True, extra=_kimi_linear),
+    Target("bailing_hybrid", ("mla", "kda", "mlp", "moe"), mixed=True, extra=_kimi_linear),
+    Target(
+        "zamba2",
+        ("sequential", "linear", "attention", "mamba2", "mlp"),
+        pair=False,
+        mixed=True,
+        shares=True,
+        extra=_zamba2,
+    ),
+    Target(
+        "zamba", ("sequential", "linear", "attention", "mamba1", "mlp"), pair=False, mixed=True, shares=True
+    ),
     Target("jamba", ("attention", "mamba1", "mlp", "moe"), mixed=True, extra=_jamba),
     Target("minimax", ("attention", "lightning", "moe"), mixed=True, extra=_minimax),
     Target("recurrent_gemma", ("attention", "rglru", "mlp"), mixed=True, extra=_recurrent_gemma),
