@@ -35,6 +35,8 @@ def export(
     written = export_path(source, out, license)
     how = "a class of transformers" if written.native else "with its own code (trust_remote_code=True)"
     print(f"{out}: {written.name}, {how}")
+    for note in written.notes:
+        print(f"note: {note}")
     if written.passed_over:
         print("not as one of these:")
     for why, classes in _grouped(written.passed_over).items():

@@ -19,11 +19,14 @@ from archsearch.spec.vocabulary import END_OF_DOCUMENT
 
 @dataclass(frozen=True)
 class Exported:
-    """name: of transformers' class. native: whether transformers has it by itself. passed_over: the model
-    types that an export prefers to this one, and why each does not fit."""
+    """name: of transformers' class. native: whether transformers has it by itself. notes: what is not quite
+    as the spec says. passed_over: the model types that an export prefers to this one, and why each does not
+    fit.
+    """
 
     name: str
     native: bool
+    notes: tuple[str, ...]
     passed_over: Mapping[str, str]
 
 
@@ -61,7 +64,8 @@ def export(origin: Origin, folder: Path, license: str = "unknown") -> Exported:
     _write_generation_config(model, partial)
     (partial / "README.md").write_text(model_card(origin, name, match is not None, license))
     partial.replace(folder)
-    return Exported(name, match is not None, passed_over)
+    notes = match.notes if match is not None else ()
+    return Exported(name, match is not None, notes, passed_over)
 
 
 def _write_generation_config(model: LanguageModel, folder: Path) -> None:

@@ -7,6 +7,8 @@ it gives is the same as the one at hand is the class used: one table says both w
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +17,27 @@ from torch import Tensor
 from archsearch.compiler.model import LanguageModel
 from archsearch.interop.blueprint import Blueprint
 from archsearch.interop.families import FAMILIES
-from archsearch.interop.function import differences
+from archsearch.interop.function import TINY, differences
 from archsearch.interop.modules import Unallocated
+from archsearch.interop.names import LAYERS, TRUNK, Config
 from archsearch.interop.rules import Rules
-from archsearch.interop.targets import LAYERS, TARGETS, TRUNK, Config, Layout, Mismatch, Target
+from archsearch.interop.targets import TARGETS, Layout, Mismatch, Target
 from archsearch.spec.errors import SpecError
 from archsearch.spec.model import ModelSpec
+
+PUBLISHED_LEAST_STEP = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """A class of transformers that computes what the spec says, and the config under which it does."""
+    """A class of transformers that computes what the spec says, and the config under which it does.
+
+    notes: what is not quite so.
+    """
 
     config: Any
     blueprint: Blueprint
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -63,7 +72,7 @@ def fit(spec: ModelSpec, target: Target) -> Match:
     difference = next(differences(spec, theirs), None)
     if difference is not None:
         raise Mismatch(difference)
-    return Match(config, blueprint)
+    return Match(config, blueprint, tuple(_notes(layout)))
 
 
 def _layout(spec: ModelSpec, target: Target) -> Layout:
@@ -73,7 +82,10 @@ def _layout(spec: ModelSpec, target: Target) -> Layout:
             raise Mismatch(f"{node.path}: no layer of it is used twice")
         if node.kind not in target.kinds:
             raise Mismatch(f"{node.path}: it has no {node.kind}")
-        if node.kind == "moe" and _unaligned(node.layer, spec.d_model):
+        layer: Any = node.layer
+        if node.kind == "mamba2" and not _decoded(layer):
+            raise Mismatch(f"{node.path}: dt_limit, which it does not keep to when it decodes")
+        if node.kind == "moe" and _unaligned(layer, spec.d_model):
             raise Mismatch(f"{node.path}: widths of experts that are no multiples of 8 fail in transformers")
     kinds = {node.kind for node in nodes}
     attending = kinds & {"attention", "mla"}
@@ -89,6 +101,19 @@ def _layout(spec: ModelSpec, target: Target) -> Layout:
             found = f"{mixer.kind} and {channel.kind}"
             raise Mismatch(f"{mixer.path}: {found}, where it has a mixer and an MLP in turn")
     return Layout(spec, [*units])
+
+
+def _decoded(mamba2: Any) -> bool:
+    """transformers bounds step sizes over whole sequences, but not when it decodes. The least step size of
+    Nemotron-H and Zamba2 as they are published is let through, with a note."""
+    low, high = mamba2.dt_limit
+    return low <= PUBLISHED_LEAST_STEP and high == math.inf
+
+
+def _notes(layout: Layout) -> Iterator[str]:
+    mamba2 = layout.first("mamba2")
+    if mamba2 is not None and mamba2.dt_limit[0] > TINY:
+        yield f"transformers holds step sizes above {mamba2.dt_limit[0]:g}, but not when it decodes"
 
 
 def _unaligned(moe: Any, d_model: int) -> bool:
