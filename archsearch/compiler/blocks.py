@@ -6,6 +6,7 @@ Shape suffixes: b batch, l length, d d_model.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from archsearch.compiler.lora import adapt
 from archsearch.compiler.merges import MERGE_MODULES
+from archsearch.compiler.overlap import overlapped
 from archsearch.mixers.base import Call, Mixer, Surroundings, masked
 from archsearch.mixers.norms import build_norm
 from archsearch.mixers.table import MIXERS
@@ -88,9 +90,7 @@ class SequentialLayer(nn.Module):
         self.layers: Any = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor, call: Call) -> Tensor:
-        for block in self.layers:
-            x = block(x, call)
-        return x
+        return _through(self.layers, x, call)
 
     def prefill(self, x: Tensor, call: Call) -> tuple[Tensor, Any]:
         states = []
@@ -108,7 +108,12 @@ class SequentialLayer(nn.Module):
 
 
 class ParallelLayer(nn.Module):
-    """Branches that read the same input, and their merge. State: one a block of each branch; the merge's."""
+    """Branches that read the same input, and their merge. State: one a block of each branch; the merge's.
+
+    overlap: on a GPU, branches run at the same time.
+    """
+
+    overlap = True
 
     def __init__(self, branches: list[list[Block]], merge: nn.Module):
         super().__init__()
@@ -116,12 +121,11 @@ class ParallelLayer(nn.Module):
         self.merge: Any = merge
 
     def forward(self, x: Tensor, call: Call) -> Tensor:
-        outputs = []
-        for blocks in self.branches:
-            y = x
-            for block in blocks:
-                y = block(y, call)
-            outputs.append(y)
+        runs = [partial(_through, blocks, x, call) for blocks in self.branches]
+        if self.overlap and x.is_cuda and not torch.compiler.is_compiling():
+            outputs = overlapped(runs, [x, list(call.streams.values())], x.device)
+        else:
+            outputs = [run() for run in runs]
         return self.merge(outputs, x, call)
 
     def prefill(self, x: Tensor, call: Call) -> tuple[Tensor, Any]:
@@ -148,6 +152,12 @@ class ParallelLayer(nn.Module):
             outputs.append(y)
             states.append(tuple(kept))
         return outputs, tuple(states)
+
+
+def _through(blocks: nn.ModuleList, x: Tensor, call: Call) -> Tensor:
+    for block in blocks:
+        x = block(x, call)
+    return x
 
 
 class StackBuilder:

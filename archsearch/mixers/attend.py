@@ -76,11 +76,9 @@ def attention_kernel(
     """What computes attention of this form over a sequence; of the operation `packed_attention` where kernels
     need the tokens without padding, or have windows in that form alone."""
     problem, forms = attention_problem(key_width, value_width, sinks=sinks), _asked(window, softcap)
-    if not padding:
-        choice = kernels.choose("attention", problem, forms, needed=False)
-        if choice.function is not None or not forms:
-            return choice
-    return kernels.choose("packed_attention", problem, forms, needed=not padding)
+    plain = kernels.choose("attention", problem, forms, needed=not forms)
+    packed = kernels.choose("packed_attention", problem, forms, needed=bool(forms) and plain.function is None)
+    return plain if not padding and (plain.function is not None or not forms) else packed
 
 
 def _asked(window: int | None, softcap: float | None) -> dict[str, float]:

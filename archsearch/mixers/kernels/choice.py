@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, Literal
 
@@ -42,10 +42,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Kernels:
-    """Which kernels a model may use. Each layer asks for those that it would use."""
+    """Which kernels a model may use. Each layer asks for those that it would use, when it is built.
+
+    chosen: what was asked for, and the answers; in a compiled model a look-up is all that is traced.
+    """
 
     mode: Mode = "native"
     device: str = "cpu"
+    chosen: dict[tuple[Any, ...], Choice] = field(default_factory=dict, compare=False, repr=False)
 
     def choose(
         self,
@@ -58,12 +62,17 @@ class Kernels:
         asks of them beyond the plain operation. needed: false where kernels of other operations do as well.
         Raises `KernelError` where `require` cannot be met.
         """
+        key = operation, problem, *sorted(forms)
+        if key in self.chosen:
+            return self.chosen[key]
         if self.mode == "native":
-            return Choice(operation, "torch", "asked for native")
-        choice = _choose(operation, self.device, problem, frozenset(forms))
+            choice = Choice(operation, "torch", "asked for native")
+        else:
+            choice = _choose(operation, self.device, problem, frozenset(forms))
         if needed and self.mode == "require" and choice.name == "torch":
             wanted = " or ".join(str(kernel) for kernel in OPERATIONS[operation])
             raise KernelError(f"{wanted} is required for {operation}, but {choice.why}")
+        self.chosen[key] = choice
         return choice
 
 
