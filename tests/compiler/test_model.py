@@ -168,7 +168,8 @@ def test_an_empty_prompt_is_refused() -> None:
 
 def test_required_kernels_are_required() -> None:
     with pytest.raises(KernelError, match="the model is on cpu"):
-        compile_model(spec_of(), kernels="require")
+        compile_model(spec_of(layers=["attention", MLP]), kernels="require")
+    compile_model(spec_of(layers=[MLP]), kernels="require")  # it would use none
 
 
 def test_inference_mode_leaves_a_model_that_trains() -> None:
