@@ -117,20 +117,18 @@ class Mamba2Mixer(Mixer):
         wide = torch.promote_types(x.dtype, torch.float32)
         # Autocast would take the scan's matmuls, which sum over the context, in half precision.
         with torch.autocast(x.device.type, enabled=False):
-            y, state = ssd_chunked(x.to(wide), self._dt(dt_blh), self._A(), B.to(wide), C.to(wide))
-        y = y.to(x.dtype) + self.D.to(x.dtype)[:, None] * x
-        return y.flatten(-2), state
+            y, state = ssd_chunked(
+                x.to(wide), self._dt(dt_blh), self._A(), B.to(wide), C.to(wide), self.D.to(wide)
+            )
+        return y.flatten(-2).to(x.dtype), state
 
     def _finish(self, y_bli: Tensor, z_bli: Tensor, call: Call | None) -> Tensor:
         """Gate, norm, output projection."""
         self.tell(call, "memory", y_bli)
-        gate = F.silu(z_bli)
         if self.norm is None:
-            y_bli = y_bli * gate
-        elif self.norm_first:
-            y_bli = self.norm(y_bli) * gate
+            y_bli = y_bli * F.silu(z_bli)
         else:
-            y_bli = self.norm(y_bli * gate)
+            y_bli = self.norm.gated(y_bli, z_bli, norm_first=self.norm_first)
         return y_bli if self.out_proj is None else self.out_proj(y_bli)
 
     def _whole(self, kernel: Callable[..., Tensor], projected_blw: Tensor) -> Tensor:

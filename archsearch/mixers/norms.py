@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from archsearch.mixers.blocks import blocks
 from archsearch.spec.model import NormSpec
 
 
@@ -29,38 +30,134 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.zeros(width) if unit_offset else torch.ones(width))
 
     def forward(self, x_d: Tensor) -> Tensor:
-        weight_d = 1 + self.weight if self.unit_offset else self.weight
         if x_d.is_cuda and self.groups == 1:
-            return F.rms_norm(x_d, x_d.shape[-1:], weight_d, self.eps)
-        return _RmsNorm.apply(x_d, weight_d, self.eps, self.groups)
+            return F.rms_norm(x_d, x_d.shape[-1:], self._factor(), self.eps)
+        return _RmsNorm.apply(x_d, self._factor(), self.eps, self.groups)
+
+    def gated(self, x_d: Tensor, gate_d: Tensor, *, norm_first: bool) -> Tensor:
+        """norm(x) * SiLU(gate), or norm(x * SiLU(gate)); of the gate's dtype."""
+        if x_d.is_cuda:
+            silu = F.silu(gate_d)
+            return self(x_d).to(silu.dtype) * silu if norm_first else self(x_d.to(silu.dtype) * silu)
+        return _GatedRmsNorm.apply(x_d, gate_d, self._factor(), self.eps, self.groups, norm_first)
+
+    def _factor(self) -> Tensor:
+        return 1 + self.weight if self.unit_offset else self.weight
 
 
 class _RmsNorm(torch.autograd.Function):
-    """RMS norm with half the memory passes of what autograd derives on a CPU.
-
-    With r = 1 / rms(x) and g = dy * weight: dx = r (g - x r^2 mean(g x)).
-    """
+    """RMS norm block by block in cache, with half the memory passes of what autograd derives on a CPU."""
 
     @staticmethod
     def forward(ctx: Any, x_d: Tensor, weight_d: Tensor, eps: float, groups: int) -> Tensor:
-        wide = x_d.to(torch.promote_types(x_d.dtype, torch.float32)).unflatten(-1, (groups, -1))
-        inverse = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
-        inverse = inverse.div_(wide.shape[-1]).add_(eps).rsqrt_()
+        wide = torch.promote_types(x_d.dtype, torch.float32)
+        y_d = torch.empty_like(x_d, memory_format=torch.contiguous_format)
+        x, y, weight = _grouped(x_d, groups), _grouped(y_d, groups), weight_d.to(wide).view(groups, -1)
+        inverse = x.new_empty(*x.shape[:-1], 1, dtype=wide)
+        for at in blocks(x):
+            value = x[at].to(wide)
+            inverse[at] = _inverse_rms(value, eps)
+            _store(y[at], value * inverse[at], weight)
         ctx.save_for_backward(x_d, weight_d, inverse)
-        return (wide * inverse).flatten(-2).mul_(weight_d).to(x_d.dtype)
+        return y_d
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_d: Tensor) -> tuple[Tensor | None, ...]:
         x_d, weight_d, inverse = ctx.saved_tensors
-        groups = inverse.shape[-2]
-        unit = x_d.to(inverse.dtype).unflatten(-1, (groups, -1)) * inverse
-        dy = dy_d.to(inverse.dtype).unflatten(-1, (groups, -1))
-        dweight_d = (dy * unit).reshape(-1, x_d.shape[-1]).sum(0)
-        g = dy * weight_d.view(groups, -1)
-        dot = (g * unit).mean(-1, keepdim=True)
-        dx = torch.addcmul(g, unit, dot, value=-1).mul_(inverse)
-        return dx.flatten(-2).to(x_d.dtype), dweight_d.to(weight_d.dtype), None, None
+        groups, wide = inverse.shape[-2], inverse.dtype
+        dx_d = torch.empty_like(x_d, memory_format=torch.contiguous_format)
+        x, dy, dx, weight = (
+            *(_grouped(t, groups) for t in (x_d, dy_d, dx_d)),
+            weight_d.to(wide).view(groups, -1),
+        )
+        dweight = torch.zeros_like(weight)
+        for at in blocks(x):
+            dvalue = _pass_norm(x[at].to(wide), dy[at].to(wide), inverse[at], weight, dweight)
+            _store(dx[at], dvalue, inverse[at])
+        return dx_d, dweight.flatten().to(weight_d.dtype), None, None
+
+
+class _GatedRmsNorm(torch.autograd.Function):
+    """RMS norm and SiLU gate block by block in cache; the inputs and 1 / rms are all that is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_d: Tensor, gate_d: Tensor, weight_d: Tensor, eps: float, groups: int, norm_first: bool
+    ) -> Tensor:
+        wide = torch.promote_types(x_d.dtype, torch.float32)
+        y_d = torch.empty_like(gate_d, memory_format=torch.contiguous_format)
+        x, gate, y = (_grouped(t, groups) for t in (x_d, gate_d, y_d))
+        weight = weight_d.to(wide).view(groups, -1)
+        inverse = x.new_empty(*x.shape[:-1], 1, dtype=wide)
+        for at in blocks(x):
+            silu = F.silu(gate[at].to(wide))
+            value = x[at].to(wide) if norm_first else silu * x[at]
+            inverse[at] = _inverse_rms(value, eps)
+            unit = value * inverse[at]
+            if norm_first:
+                _store(y[at], unit.mul_(weight), silu)
+            else:
+                _store(y[at], unit, weight)
+        ctx.save_for_backward(x_d, gate_d, weight_d, inverse)
+        ctx.norm_first = norm_first
+        return y_d
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_d: Tensor) -> tuple[Tensor | None, ...]:
+        x_d, gate_d, weight_d, inverse = ctx.saved_tensors
+        groups, wide = inverse.shape[-2], inverse.dtype
+        found = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x_d, gate_d)]
+        x, gate, dy, dx, dgate = (_grouped(t, groups) for t in (x_d, gate_d, dy_d, *found))
+        weight = weight_d.to(wide).view(groups, -1)
+        dweight = torch.zeros_like(weight)
+        for at in blocks(x):
+            x_wide, gate_wide, dy_wide = (t[at].to(wide) for t in (x, gate, dy))
+            silu = F.silu(gate_wide)
+            if ctx.norm_first:
+                dsilu = (x_wide * inverse[at]).mul_(weight).mul_(dy_wide)
+                dvalue = _pass_norm(x_wide, dy_wide * silu, inverse[at], weight, dweight)
+                _store(dx[at], dvalue, inverse[at])
+            else:
+                dvalue = _pass_norm(x_wide * silu, dy_wide, inverse[at], weight, dweight).mul_(inverse[at])
+                _store(dx[at], dvalue, silu)
+                dsilu = dvalue.mul_(x_wide)
+            dgate[at] = torch.ops.aten.silu_backward(dsilu, gate_wide)
+        return *found, dweight.flatten().to(weight_d.dtype), None, None, None
+
+
+def _grouped(t_d: Tensor, groups: int) -> Tensor:
+    """(..., d) as (b, l, ..., groups, d / groups), with ones for missing axes."""
+    while t_d.ndim < 3:
+        t_d = t_d[None]
+    return t_d.unflatten(-1, (groups, -1))
+
+
+def _store(into: Tensor, a: Tensor, b: Tensor) -> None:
+    """into = a * b, in one pass where no dtype changes."""
+    if into.dtype == a.dtype:
+        torch.mul(a, b, out=into)
+    else:
+        into.copy_(a * b)
+
+
+def _inverse_rms(value: Tensor, eps: float) -> Tensor:
+    """1 / rms over the last axis, which is kept."""
+    square = torch.linalg.vector_norm(value, dim=-1, keepdim=True).square_()
+    return square.div_(value.shape[-1]).add_(eps).rsqrt_()
+
+
+def _pass_norm(value: Tensor, dy: Tensor, inverse: Tensor, weight: Tensor, dweight: Tensor) -> Tensor:
+    """rms times the gradient of a norm's input; the gradient of its weight is added to `dweight`.
+
+    With r = 1 / rms(x) and g = dy * weight: dx = r (g - x r^2 mean(g x)).
+    """
+    unit = value * inverse
+    product = dy * unit
+    dweight += product.flatten(0, -3).sum(0)
+    dot = product.mul_(weight).mean(-1, keepdim=True)
+    return torch.mul(dy, weight, out=product).addcmul_(unit, dot, value=-1)
 
 
 class LayerNorm(nn.LayerNorm):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from archsearch.mixers.blocks import blocks
 from archsearch.mixers.kernels import Kernels
 from archsearch.mixers.kernels.limits import short_conv_problem
 
@@ -44,7 +45,7 @@ class ShortConv(nn.Module):
         kernel = self.kernel.of(x_blc)
         if kernel is not None:
             return kernel(x_blc, self.weight, self.bias, silu=self.silu)
-        return self._activate(shifted_conv(x_blc, self.weight, self.bias))
+        return shifted_conv(x_blc, self.weight, self.bias, silu=self.silu)
 
     def prefill(self, x_blc: Tensor) -> tuple[Tensor, Tensor]:
         padded = F.pad(x_blc[:, max(0, x_blc.shape[1] - self.width + 1) :], (0, 0, self.width - 1, 0))
@@ -64,48 +65,77 @@ class ShortConv(nn.Module):
         return F.silu(y) if self.silu else y
 
 
-def shifted_conv(x_blc: Tensor, weight_ck: Tensor, bias_c: Tensor | None) -> Tensor:
-    """The convolution as a sum of shifted products: on a CPU faster than a grouped conv1d."""
-    return _ShiftedConv.apply(x_blc, weight_ck, bias_c)
+def shifted_conv(x_blc: Tensor, weight_ck: Tensor, bias_c: Tensor | None, *, silu: bool = False) -> Tensor:
+    """The convolution as a sum of shifted products, on a CPU faster than a grouped conv1d; SiLU if asked.
+
+    Differentiable once.
+    """
+    return _ShiftedConv.apply(x_blc, weight_ck, bias_c, silu)
 
 
 class _ShiftedConv(torch.autograd.Function):
-    """Autograd would pad and add a whole gradient a tap; here each tap adds to its slice, in place."""
+    """Block by block in cache. The backward pass convolves again: only the input is kept."""
 
     @staticmethod
-    def forward(ctx: Any, x_blc: Tensor, weight_ck: Tensor, bias_c: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x_blc, weight_ck)
-        ctx.has_bias = bias_c is not None
+    def forward(ctx: Any, x_blc: Tensor, weight_ck: Tensor, bias_c: Tensor | None, silu: bool) -> Tensor:
+        ctx.save_for_backward(x_blc, weight_ck, bias_c)
+        ctx.silu = silu
         dtype = torch.promote_types(x_blc.dtype, weight_ck.dtype)
-        x_blc, weight_kc = x_blc.to(dtype), _by_tap(weight_ck, dtype)
-        y_blc = x_blc * weight_kc[-1]
-        if bias_c is not None:
-            y_blc += bias_c
-        for back, now, before in _taps(x_blc.shape[1], len(weight_kc)):
-            y_blc[:, now].addcmul_(x_blc[:, before], weight_kc[-1 - back])
+        taps = _by_tap(weight_ck, dtype)
+        y_blc = x_blc.new_empty(x_blc.shape, dtype=dtype)
+        for rows, span in blocks(x_blc):
+            y = _convolve(x_blc[rows].to(dtype), taps, bias_c, span, out=y_blc[rows, span])
+            if silu:
+                F.silu(y, inplace=True)
         return y_blc
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_blc: Tensor) -> tuple[Tensor | None, ...]:
-        x_blc, weight_ck = ctx.saved_tensors
-        weight_kc = _by_tap(weight_ck, dy_blc.dtype)
-        dx_blc = dy_blc * weight_kc[-1]
-        dweight_kc = torch.zeros_like(weight_kc)
-        dweight_kc[-1] = (dy_blc * x_blc).sum((0, 1))
-        for back, now, before in _taps(x_blc.shape[1], len(weight_kc)):
-            dx_blc[:, before].addcmul_(dy_blc[:, now], weight_kc[-1 - back])
-            dweight_kc[-1 - back] = (dy_blc[:, now] * x_blc[:, before]).sum((0, 1))
-        dbias_c = dy_blc.sum((0, 1)) if ctx.has_bias else None
-        return dx_blc.to(x_blc.dtype), dweight_kc.mT.to(weight_ck.dtype), dbias_c
+        x_blc, weight_ck, bias_c = ctx.saved_tensors
+        taps = _by_tap(weight_ck, dy_blc.dtype)
+        dx_blc = torch.empty_like(dy_blc, memory_format=torch.contiguous_format)
+        dtaps, dbias_c = [torch.zeros_like(taps[0]) for _ in taps], torch.zeros_like(taps[0])
+        for rows, span in blocks(x_blc):
+            x, dx, dy = x_blc[rows].to(dy_blc.dtype), dx_blc[rows], dy_blc[rows, span]
+            if ctx.silu:
+                y = _convolve(x, taps, bias_c, span, out=torch.empty_like(dy))
+                dy = torch.ops.aten.silu_backward(dy, y)
+            torch.mul(dy, taps[0], out=dx[:, span])
+            dtaps[0] += (dy * x[:, span]).sum((0, 1))
+            for back, now, before in _reaching(span, len(taps)):
+                # The tokens before this block have all that is their own already.
+                dx[:, before].addcmul_(dy[:, now], taps[back])
+                dtaps[back] += (dy[:, now] * x[:, before]).sum((0, 1))
+            if bias_c is not None:
+                dbias_c += dy.sum((0, 1))
+        return (
+            dx_blc.to(x_blc.dtype),
+            torch.stack(dtaps[::-1], dim=1).to(weight_ck.dtype),
+            None if bias_c is None else dbias_c.to(bias_c.dtype),
+            None,
+        )
 
 
-def _by_tap(weight_ck: Tensor, dtype: torch.dtype) -> Tensor:
-    """(k, c), each tap's weights side by side: reading them strided costs more than this copy."""
-    return weight_ck.to(dtype).mT.contiguous()
+def _convolve(x_blc: Tensor, taps: list[Tensor], bias_c: Tensor | None, span: slice, out: Tensor) -> Tensor:
+    """The convolution at the tokens of a span."""
+    if bias_c is None:
+        torch.mul(x_blc[:, span], taps[0], out=out)
+    else:
+        torch.addcmul(bias_c.to(out.dtype), x_blc[:, span], taps[0], out=out)
+    for back, now, before in _reaching(span, len(taps)):
+        out[:, now].addcmul_(x_blc[:, before], taps[back])
+    return out
 
 
-def _taps(length: int, width: int) -> Iterator[tuple[int, slice, slice]]:
-    """How far a tap looks back, the tokens that have one so far back, and those tokens."""
-    for back in range(1, min(width, length)):
-        yield back, slice(back, None), slice(0, length - back)
+def _by_tap(weight_ck: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Weights by how far a tap looks back, (c,) each, in memory of its own: strided reads cost more."""
+    return [tap_c.contiguous() for tap_c in reversed(weight_ck.to(dtype).unbind(1))]
+
+
+def _reaching(span: slice, width: int) -> Iterator[tuple[int, slice, slice]]:
+    """How far back, which tokens of the span have one so far back, counted within it, and those tokens."""
+    for back in range(1, min(width, span.stop)):
+        first = max(span.start, back)
+        if first < span.stop:
+            yield back, slice(first - span.start, None), slice(first - back, span.stop - back)

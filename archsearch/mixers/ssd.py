@@ -2,18 +2,21 @@
 
 S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T, and y_t = S_t C_t.
 
-Shape suffixes: b batch, l length, h heads, p head_dim, g groups, r heads a group, n state size, c chunks,
-q tokens a chunk. Inside the chunked scan every tensor is (b, c, g, r, q, ...), heads split by group.
+Shape suffixes: b batch, l length, h = g r heads, p head_dim, g groups, r heads a group, n state size,
+c chunks, q tokens a chunk. The chunked scan splits heads by group and tokens by chunk, (b, c, q, g, r, ...),
+and copies to (b, c, g, r, q, p) for products a head, to (b, c, g, q, r p) for products a group.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from archsearch.mixers.blocks import blocks
 
 CHUNK = 64
 """On a CPU 64 tokens a chunk are fastest: the matmuls are large enough and the q x q part still small."""
@@ -57,10 +60,11 @@ def ssd_chunked(
     A_h: Tensor,
     B_blgn: Tensor,
     C_blgn: Tensor,
+    D_h: Tensor | None = None,
     *,
     chunk: int = CHUNK,
 ) -> tuple[Tensor, Tensor]:
-    """The same function by matmuls: quadratic within chunks, a recurrence between them.
+    """The same function by matmuls: quadratic within chunks, a recurrence between them. With D_h, y + D x.
 
     Any length; a sequence that fits one chunk has no recurrence. Differentiable once.
     """
@@ -70,7 +74,7 @@ def ssd_chunked(
         # dt = 0 there: the state neither decays nor grows.
         x_blhp, B_blgn, C_blgn = (F.pad(t, (0, 0, 0, 0, 0, pad)) for t in (x_blhp, B_blgn, C_blgn))
         dt_blh = F.pad(dt_blh, (0, 0, 0, pad))
-    y_blhp, last_bhpn = _ChunkedScan.apply(x_blhp, dt_blh, A_h, B_blgn, C_blgn, q)
+    y_blhp, last_bhpn = _ChunkedScan.apply(x_blhp, dt_blh, A_h, B_blgn, C_blgn, D_h, q)
     return y_blhp[:, :length], last_bhpn
 
 
@@ -80,95 +84,177 @@ class _ChunkedScan(torch.autograd.Function):
     Within a chunk, with a the running sum of dt A, L_ij = exp(a_i - a_j) for j <= i, M = (C B^T) * L and
     u = dt x: y = M u + exp(a) * (C S), S being the state before the chunk. C B^T is computed once a group,
     never repeated to the heads. What autograd would keep for the backward pass, mostly q x q matrices, is
-    computed again instead: on a CPU that is cheaper than the memory traffic, and takes half the memory.
+    computed again instead: on a CPU that is cheaper than the memory traffic. Both passes take one block of
+    sequences and chunks after another, all of which stays in cache; of all that, only the states are kept.
 
     The gradient of a needs no q x q matrix: da_i = <dy_i, y_i> - <du_i, u_i>, and at a chunk's last token
-    also <dS', S'>, S' being the state after it.
+    also <dS', S'>, S' being the state after it. (y is without D x there.)
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x_blhp: Tensor, dt_blh: Tensor, A_h: Tensor, B_blgn: Tensor, C_blgn: Tensor, q: int
+        ctx: Any,
+        x_blhp: Tensor,
+        dt_blh: Tensor,
+        A_h: Tensor,
+        B_blgn: Tensor,
+        C_blgn: Tensor,
+        D_h: Tensor | None,
+        q: int,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        groups, heads = B_blgn.shape[2], x_blhp.shape[2] // B_blgn.shape[2]
-        x, dt = _by_chunk(x_blhp, q, groups), _by_chunk(dt_blh, q, groups)
-        B, C = (_by_chunk(t, q, groups).squeeze(3) for t in (B_blgn, C_blgn))
-        a = _log_decay(dt, A_h)
-        u = x * dt[..., None]
-        y = causal_decay(a).mul_((C @ B.mT).unsqueeze(3)) @ u
-        added = B.mT @ _to_group(u * (a[..., -1:] - a).exp()[..., None])
-        after = _pass_states(added, _over_chunk(a, u.shape[-1]))
-        if after.shape[1] > 1:
-            y[:, 1:] += _from_group(C[:, 1:] @ after[:, :-1], heads) * a[:, 1:].exp()[..., None]
-        ctx.save_for_backward(x, dt, A_h, B, C, y, after)
-        last = after[:, -1].unflatten(-1, (heads, -1)).permute(0, 1, 3, 4, 2)
+        y_blhp = torch.empty_like(x_blhp, memory_format=torch.contiguous_format)
+        groups, n = B_blgn.shape[2:]
+        x, dt, y = (_by_chunk(t, q, groups) for t in (x_blhp, dt_blh, y_blhp))
+        B, C = (_by_chunk(t, q, groups).squeeze(4) for t in (B_blgn, C_blgn))
+        A_gr, D_gr = A_h.view(groups, -1), None if D_h is None else D_h.view(groups, -1)
+        states = x.new_empty(*x.shape[:2], groups, n, *x.shape[4:])  # after each chunk
+        for rows, span in blocks(x):
+            at = rows, span
+            chunk = _Chunks.of(dt[at], A_gr, B[at], C[at])
+            mixed = _by_token(chunk.decay().mul_(chunk.scores()) @ _by_head(x[at], dt[at]))
+            if D_gr is None:
+                y[at].copy_(mixed)
+            else:
+                torch.addcmul(mixed, x[at], D_gr[..., None], out=y[at])
+            added = chunk.B.mT @ _by_row(x[at], dt[at] * chunk.to_end)
+            _pass_states(states[rows], added.view_as(states[at]), chunk.over, span)
+            first, before = _states_before(states[rows], span)
+            if before is not None:
+                read = _from_row(chunk.C[:, first:] @ before.flatten(4), x)
+                y[at][:, first:].addcmul_(read, chunk.since[:, first:, ..., None])
+        ctx.save_for_backward(x_blhp, dt_blh, A_h, B_blgn, C_blgn, D_h, y_blhp, states)
+        ctx.q = q
         # A copy: a view would keep the states of all chunks alive.
-        return _by_token(y), last.flatten(1, 2).clone(memory_format=torch.contiguous_format)
+        last_bhpn = states[:, -1].permute(0, 1, 3, 4, 2).flatten(1, 2)
+        return y_blhp, last_bhpn.clone(memory_format=torch.contiguous_format)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy_blhp: Tensor, dlast_bhpn: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, dt, A_h, B, C, y, after = ctx.saved_tensors
-        groups, heads, q = x.shape[2:5]
-        dy = torch.zeros_like(y) if dy_blhp is None else _by_chunk(dy_blhp, q, groups)
-        a = _log_decay(dt, A_h)
-        u = x * dt[..., None]
+    def backward(ctx: Any, dy_blhp: Tensor | None, dlast_bhpn: Tensor | None) -> tuple[Tensor | None, ...]:
+        x_blhp, dt_blh, A_h, B_blgn, C_blgn, D_h, y_blhp, states = ctx.saved_tensors
+        if dy_blhp is None:
+            dy_blhp = torch.zeros_like(y_blhp)
+        inputs = x_blhp, dt_blh, B_blgn, C_blgn
+        found = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in inputs]
+        groups = B_blgn.shape[2]
+        x, dt, B, C, y, dy = (_by_chunk(t, ctx.q, groups) for t in (*inputs, y_blhp, dy_blhp))
+        dx, ddt, dB, dC = (_by_chunk(t, ctx.q, groups) for t in found)
+        B, C, dB, dC = (t.squeeze(4) for t in (B, C, dB, dC))
+        A_gr, D_gr = A_h.view(groups, -1), None if D_h is None else D_h.view(groups, -1)
+        dA_gr, dD_gr = torch.zeros_like(A_gr), torch.zeros_like(A_gr)
+        chunks, later = x.shape[1], None
+        for rows, span in reversed(blocks(x)):
+            at = rows, span
+            chunk = _Chunks.of(dt[at], A_gr, B[at], C[at])
+            dy_head, decay = _by_head(dy[at]), chunk.decay()
+            dG = (dy_head @ _by_head(x[at], dt[at]).mT).mul_(decay).sum(3)  # b c g q q
+            dB_block, dC_block = dG.mT @ chunk.C, dG @ chunk.B
+            du = _by_token(decay.mul_(chunk.scores()).mT @ dy_head)
+            da_end: Tensor | None = None
+            if span.stop == chunks:
+                later = None if dlast_bhpn is None else _state(dlast_bhpn[rows], groups)
+            if chunks > 1 or later is not None:
+                dy_row = _by_row(dy[at], chunk.since)
+                read = (chunk.C.mT @ dy_row).view_as(states[at])
+                dafter, later = _pass_gradients(later, read, chunk.over)
+                dB_block += _by_row(x[at], dt[at] * chunk.to_end) @ dafter.flatten(4).mT
+                passed = _from_row(chunk.B @ dafter.flatten(4), x)
+                du = torch.addcmul(du, passed, chunk.to_end[..., None])
+                first, before = _states_before(states[rows], span)
+                if before is not None:
+                    dC_block[:, first:] += dy_row[:, first:] @ before.flatten(4).mT
+                da_end = (dafter * states[at]).sum((3, 5))
+            dB[at], dC[at] = dB_block.transpose(2, 3), dC_block.transpose(2, 3)
 
-        decay = causal_decay(a)
-        dG = (dy @ u.mT).mul_(decay).sum(3)  # b c g q q
-        dB, dC = dG.mT @ C, dG @ B
-        du = decay.mul_((C @ B.mT).unsqueeze(3)).mT @ dy
-        del decay
-        da_end = None
-        if after.shape[1] > 1 or dlast_bhpn is not None:
-            to_end = (a[..., -1:] - a).exp()[..., None]
-            dy_decayed = _to_group(dy * a.exp()[..., None])
-            dafter = _pass_gradients(dlast_bhpn, C.mT @ dy_decayed, _over_chunk(a, u.shape[-1]), heads)
-            dB += _to_group(u * to_end) @ dafter.mT
-            du += _from_group(B @ dafter, heads) * to_end
-            dC[:, 1:] += dy_decayed[:, 1:] @ after[:, :-1].mT
-            da_end = (dafter * after).sum(-2).unflatten(-1, (heads, -1)).sum(-1)
+            torch.mul(du, dt[at][..., None], out=dx[at])
+            ux, yy = (du * x[at]).sum(-1), (dy[at] * y[at]).sum(-1)
+            if D_gr is not None:
+                dx[at].addcmul_(dy[at], D_gr[..., None])
+                yx = (dy[at] * x[at]).sum(-1)
+                yy.addcmul_(yx, D_gr, value=-1)
+                dD_gr += yx.sum((0, 1, 2))
+            da = yy.addcmul_(ux, dt[at], value=-1)
+            if da_end is not None:
+                da[:, :, -1] += da_end
+            da = da.flip(2).cumsum(2).flip(2)  # a step size enters every later sum of its chunk
+            torch.addcmul(ux, da, A_gr, out=ddt[at])
+            dA_gr += (da * dt[at]).sum((0, 1, 2))
+        dD_h = None if D_gr is None else dD_gr.flatten()
+        return found[0], found[1], dA_gr.flatten(), found[2], found[3], dD_h, None
 
-        da = (dy * y).sum(-1) - (du * u).sum(-1)
-        if da_end is not None:
-            da[..., -1] += da_end
-        da = da.flip(-1).cumsum(-1).flip(-1)  # a step size enters every later sum of its chunk
-        ddt = da * A_h.view(groups, -1, 1) + (du * x).sum(-1)
-        return (
-            _by_token(du * dt[..., None]),
-            _by_token(ddt[..., None]).squeeze(-1),
-            (da * dt).sum((0, 1, 4)).flatten(),
-            _by_token(dB[:, :, :, None]),
-            _by_token(dC[:, :, :, None]),
-            None,
-        )
+
+class _Chunks(NamedTuple):
+    """What both passes need of a block of chunks.
+
+    a: the running sum of dt A within each chunk; since, to_end, over: its exponential from the chunk's start
+    to a token, from a token to the chunk's end, and over the whole chunk.
+    """
+
+    a: Tensor  # b c q g r
+    B: Tensor  # b c g q n
+    C: Tensor  # b c g q n
+
+    @classmethod
+    def of(cls, dt: Tensor, A_gr: Tensor, B: Tensor, C: Tensor) -> _Chunks:
+        """B, C: (b, c, q, g, n)."""
+        B, C = (t.transpose(2, 3).contiguous() for t in (B, C))
+        return cls((dt * A_gr).cumsum(2), B, C)
+
+    @property
+    def since(self) -> Tensor:
+        return self.a.exp()
+
+    @property
+    def to_end(self) -> Tensor:
+        return (self.a[:, :, -1:] - self.a).exp()
+
+    @property
+    def over(self) -> Tensor:
+        """(b, c, g, r)."""
+        return self.a[:, :, -1].exp()
+
+    def decay(self) -> Tensor:
+        """L: (b, c, g, r, q, q)."""
+        return causal_decay(self.a.permute(0, 1, 3, 4, 2).contiguous())
+
+    def scores(self) -> Tensor:
+        """C B^T: (b, c, g, 1, q, q)."""
+        return (self.C @ self.B.mT).unsqueeze(3)
 
 
 def _by_chunk(t: Tensor, q: int, groups: int) -> Tensor:
-    """(b, l, g r, ...) -> (b, c, g, r, q, ...)."""
-    t = t.unflatten(2, (groups, -1)).unflatten(1, (-1, q))
-    return t.permute(0, 1, 3, 4, 2, *range(5, t.ndim)).contiguous()
+    """(b, l, g r, ...) as (b, c, q, g, r, ...)."""
+    return t.unflatten(2, (groups, -1)).unflatten(1, (-1, q))
+
+
+def _state(state_bhpn: Tensor, groups: int) -> Tensor:
+    """(b, h, p, n) as (b, g, n, r, p), in which states are kept."""
+    return state_bhpn.unflatten(1, (groups, -1)).permute(0, 1, 4, 2, 3)
+
+
+def _by_head(x: Tensor, weight: Tensor | None = None) -> Tensor:
+    """x (b, c, q, g, r, p) times weight (b, c, q, g, r), copied to (b, c, g, r, q, p)."""
+    x = x.permute(0, 1, 3, 4, 2, 5)
+    if weight is None:
+        return x.contiguous()
+    return torch.mul(x, weight.permute(0, 1, 3, 4, 2)[..., None], out=x.new_empty(x.shape))
 
 
 def _by_token(t: Tensor) -> Tensor:
-    """(b, c, g, r, q, w) -> (b, l, g r, w)."""
-    return t.permute(0, 1, 4, 2, 3, 5).flatten(3, 4).flatten(1, 2)
+    """(b, c, g, r, q, p) as (b, c, q, g, r, p)."""
+    return t.permute(0, 1, 4, 2, 3, 5)
 
 
-def _to_group(t: Tensor) -> Tensor:
-    """(b, c, g, r, q, p) -> (b, c, g, q, r p): one matmul then serves all heads of a group."""
-    return t.transpose(3, 4).flatten(4)
+def _by_row(x: Tensor, weight: Tensor) -> Tensor:
+    """x (b, c, q, g, r, p) times weight (b, c, q, g, r), copied to (b, c, g, q, r p)."""
+    x = x.transpose(2, 3)
+    return torch.mul(x, weight.transpose(2, 3)[..., None], out=x.new_empty(x.shape)).flatten(4)
 
 
-def _from_group(t: Tensor, heads: int) -> Tensor:
-    """The way back."""
-    return t.unflatten(-1, (heads, -1)).transpose(3, 4)
-
-
-def _log_decay(dt: Tensor, A_h: Tensor) -> Tensor:
-    """a: the running sum of dt A within each chunk, (b, c, g, r, q)."""
-    return (dt * A_h.view(dt.shape[2], -1, 1)).cumsum(-1)
+def _from_row(t: Tensor, x: Tensor) -> Tensor:
+    """(b, c, g, q, r p) as (b, c, q, g, r, p), as x is."""
+    return t.unflatten(-1, x.shape[-2:]).transpose(2, 3)
 
 
 def causal_decay(a: Tensor) -> Tensor:
@@ -177,27 +263,39 @@ def causal_decay(a: Tensor) -> Tensor:
     return (a[..., :, None] - a[..., None, :]).exp_().tril_()
 
 
-def _over_chunk(a: Tensor, head_dim: int) -> Tensor:
-    """Decay from one chunk's end to the next's, for each feature of a state: (b, c, g, 1, r p)."""
-    return a[..., -1].exp().repeat_interleave(head_dim, dim=-1).unsqueeze(3)
+def _states_before(states: Tensor, span: slice) -> tuple[int, Tensor | None]:
+    """The first chunk of a span with a state before it, counted within the span; states from that one on."""
+    first = 1 if span.start == 0 else 0
+    if span.start + first == span.stop:
+        return first, None
+    return first, states[:, span.start + first - 1 : span.stop - 1]
 
 
-def _pass_states(added: Tensor, over: Tensor) -> Tensor:
-    """States after each chunk, (b, c, g, n, r p): S_c = over_c * S_{c-1} + added_c, in place of `added`."""
-    for c in range(1, added.shape[1]):
-        added[:, c].addcmul_(added[:, c - 1], over[:, c])
-    return added
+def _pass_states(states: Tensor, added: Tensor, over: Tensor, span: slice) -> None:
+    """Fill in a span's states, (b, c, g, n, r, p): S_c = over_c * S_{c-1} + added_c."""
+    before = states[:, span.start - 1] if span.start else None
+    steps = added.unbind(1), over[:, :, :, None, :, None].unbind(1), states[:, span].unbind(1)
+    for added_c, over_c, state in zip(*steps, strict=True):
+        if before is None:
+            state.copy_(added_c)
+        else:
+            torch.addcmul(added_c, before, over_c, out=state)
+        before = state
 
 
-def _pass_gradients(dlast_bhpn: Tensor | None, read: Tensor, over: Tensor, heads: int) -> Tensor:
-    """Gradients of the states after each chunk, from the last's and from what later chunks read of them.
+def _pass_gradients(later: Tensor | None, read: Tensor, over: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of the states after each chunk of a block, and of the state before the block.
 
-    read: (b, c, g, n, r p), the gradient of the state before each chunk through that chunk's output.
+    later: of the state after the block, None for zero. read: (b, c, g, n, r, p), the gradient of the state
+    before each chunk through that chunk's output.
     """
-    dafter = torch.zeros_like(read)
-    if dlast_bhpn is not None:
-        last = dlast_bhpn.unflatten(1, (-1, heads)).permute(0, 1, 4, 2, 3).flatten(3)
-        dafter[:, -1] = last
-    for c in range(read.shape[1] - 1, 0, -1):
-        torch.addcmul(read[:, c], dafter[:, c], over[:, c], out=dafter[:, c - 1])
-    return dafter
+    dafter = torch.empty_like(read)
+    steps = read.unbind(1), over[:, :, :, None, :, None].unbind(1), dafter.unbind(1)
+    for read_c, over_c, dafter_c in reversed(list(zip(*steps, strict=True))):
+        if later is None:
+            dafter_c.zero_()
+        else:
+            dafter_c.copy_(later)
+        later = torch.addcmul(read_c, dafter_c, over_c)
+    assert later is not None, "a block has a chunk"
+    return dafter, later

@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from archsearch.mixers import ssd
+from archsearch.mixers.blocks import blocks
 from archsearch.mixers.ssd import ssd_chunked, ssd_reference
 
 Scan = Callable[..., tuple[Tensor, Tensor]]
@@ -91,6 +93,28 @@ def test_extreme_step_sizes_stay_finite(dt: float, A: float, dtype: torch.dtype)
     tolerance = 1e-8 if dtype == torch.float64 else 1e-3
     for a, b in zip(found[:2], ssd_reference(*tensors), strict=True):
         assert (a - b).abs().max() <= tolerance * b.abs().max()
+
+
+@pytest.mark.parametrize("elements", [1, 40, 100, 1 << 18])
+@pytest.mark.parametrize("reads", ["y", "state", "both"])
+def test_blocks_of_any_size_with_a_skip(elements: int, reads: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where only one result is read: the other has no gradient then."""
+    monkeypatch.setattr(ssd, "blocks", lambda t: blocks(t, elements))
+    tensors = arguments(3, 23, 4, 2)
+    D_h = torch.linspace(-1, 2, 4, dtype=torch.float64, requires_grad=True)
+    leaves = [*tensors, D_h]
+
+    def gradients(y: Tensor, state: Tensor) -> tuple[Tensor, ...]:
+        loss = (y.sin().sum() if reads != "state" else 0) + (state.cos().sum() if reads != "y" else 0)
+        assert isinstance(loss, Tensor)
+        return torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+
+    x, dt, A, B, C = tensors
+    found = ssd_chunked(x, dt, A, B, C, D_h, chunk=5)
+    y, state = ssd_reference(*tensors)
+    truth = y + D_h[:, None] * x, state
+    for a, b in zip((*found, *gradients(*found)), (*truth, *gradients(*truth)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
 def test_a_step_of_zero_neither_decays_nor_adds() -> None:
