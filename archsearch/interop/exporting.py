@@ -49,7 +49,7 @@ def export(origin: Origin, folder: Path, license: str = "unknown") -> Exported:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SpecError(f"{folder}: is there already; give a new folder")
     model = origin.model
-    match, passed_over = native.find(model.spec)
+    match, passed_over = native.find(model.spec, model.embedding.weight.element_size())
     name = CLASS if match is None else match.name
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)

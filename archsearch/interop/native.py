@@ -44,25 +44,28 @@ class Match:
         return _class_of(self.config).__name__
 
 
-def find(spec: ModelSpec) -> tuple[Match | None, dict[str, str]]:
-    """The first target that fits; and by their model types why those before it do not."""
+def find(spec: ModelSpec, itemsize: int = 4) -> tuple[Match | None, dict[str, str]]:
+    """The first target that fits; and by their model types why those before it do not.
+
+    itemsize: bytes of a weight.
+    """
     reasons: dict[str, str] = {}
     for target in TARGETS:
         if target.model_type not in FAMILIES:
             continue
         try:
-            return fit(spec, target), reasons
+            return fit(spec, target, itemsize), reasons
         except Mismatch as mismatch:
             reasons[target.model_type] = str(mismatch)
     return None, reasons
 
 
-def fit(spec: ModelSpec, target: Target) -> Match:
+def fit(spec: ModelSpec, target: Target, itemsize: int = 4) -> Match:
     """Raises `Mismatch`, which names the first thing that differs."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    layout = _layout(spec, target)
+    layout = _layout(spec, target, itemsize)
     try:
         config = AutoConfig.for_model(target.model_type, **_proposal(layout, target))
         blueprint = FAMILIES[target.model_type].blueprint(config)
@@ -75,7 +78,7 @@ def fit(spec: ModelSpec, target: Target) -> Match:
     return Match(config, blueprint, tuple(_notes(layout)))
 
 
-def _layout(spec: ModelSpec, target: Target) -> Layout:
+def _layout(spec: ModelSpec, target: Target, itemsize: int) -> Layout:
     nodes = [inner for node in spec.nodes for inner in node.walk()]
     for node in nodes:
         if not target.shares and (node.owner is not None or node.lora is not None):
@@ -85,8 +88,9 @@ def _layout(spec: ModelSpec, target: Target) -> Layout:
         layer: Any = node.layer
         if node.kind == "mamba2" and not _decoded(layer):
             raise Mismatch(f"{node.path}: dt_limit, which it does not keep to when it decodes")
-        if node.kind == "moe" and _unaligned(layer, spec.d_model):
-            raise Mismatch(f"{node.path}: widths of experts that are no multiples of 8 fail in transformers")
+        widths = (layer.hidden, layer.latent or spec.d_model) if node.kind == "moe" else ()
+        if any(width * itemsize % 16 for width in widths):
+            raise Mismatch(f"{node.path}: its experts' matrices need rows of a multiple of 16 bytes")
     kinds = {node.kind for node in nodes}
     attending = kinds & {"attention", "mla"}
     if target.mixed and not (attending and kinds - attending - {"mlp", "moe"}):
@@ -114,11 +118,6 @@ def _notes(layout: Layout) -> Iterator[str]:
     mamba2 = layout.first("mamba2")
     if mamba2 is not None and mamba2.dt_limit[0] > TINY:
         yield f"transformers holds step sizes above {mamba2.dt_limit[0]:g}, but not when it decodes"
-
-
-def _unaligned(moe: Any, d_model: int) -> bool:
-    """Its grouped matrix products want rows of 16 bytes, which are 8 numbers of 2."""
-    return moe.hidden % 8 > 0 or (moe.latent or d_model) % 8 > 0
 
 
 def _proposal(layout: Layout, target: Target) -> Config:

@@ -101,6 +101,12 @@ def _bamba(layout: Layout) -> Config:
     return {"attn_layer_indices": [i for i, kind in enumerate(layout.words()) if kind == "full_attention"]}
 
 
+def _olmo_hybrid(layout: Layout) -> Config:
+    # Where rope_parameters say nothing, there is a default base.
+    unrotated = {"rope_parameters": {"rope_type": "default", "rope_theta": None}}
+    return {} if layout.first("attention").rope is not None else unrotated
+
+
 def _lfm2(layout: Layout) -> Config:
     return {"block_auto_adjust_ff_dim": False}
 
@@ -168,7 +174,7 @@ def _kimi_linear(layout: Layout) -> Config:
 TARGETS: tuple[Target, ...] = (
     Target("nemotron_h", ("attention", "mamba2", "mlp", "moe"), pair=False, mixed=True, extra=_clamped),
     Target("granitemoehybrid", ("attention", "mamba2", "mlp", "moe"), mixed=True, extra=_granite),
-    Target("olmo_hybrid", ("attention", "gated_deltanet", "mlp"), mixed=True),
+    Target("olmo_hybrid", ("attention", "gated_deltanet", "mlp"), mixed=True, extra=_olmo_hybrid),
     Target("lfm2", ("attention", "gated_conv", "mlp"), mixed=True, extra=_lfm2),
     Target("lfm2_moe", ("attention", "gated_conv", "mlp", "moe"), mixed=True, extra=_lfm2_moe),
     Target("lfm3", ("attention", "gated_conv", "mlp"), mixed=True, extra=_lfm3),
