@@ -42,23 +42,23 @@ class AttentionMixer(Mixer):
         super().__init__(spec, around, project)
         assert spec.kv_heads is not None, "resolve the spec first"
         assert spec.head_dim is not None
+        assert spec.value_dim is not None
         assert spec.scale is not None
-        self.head_dim, self.window, self.kernels = spec.head_dim, spec.window, around.kernels
+        self.head_dim, self.value_dim = spec.head_dim, spec.value_dim
+        self.window, self.kernels = spec.window, around.kernels
         self.scale, self.softcap = spec.scale, spec.softcap
         self.kernel = attention_kernel(
             around.kernels,
             key_width=spec.head_dim,
-            value_width=spec.head_dim,
+            value_width=spec.value_dim,
             window=spec.window,
             softcap=spec.softcap,
             sinks=spec.sinks,
         )
-        q, kv, gate = self.widths = spec.widths()
-        self.qkv_proj = nn.Linear(spec.input_width(around.d_model), q + 2 * kv + gate, bias=spec.bias)
+        w = self.widths = spec.widths()
+        self.qkv_proj = nn.Linear(spec.input_width(around.d_model), w.qkv + w.gate, bias=spec.bias)
         self.conv = (
-            ShortConv(q + 2 * kv, spec.conv, bias=False, silu=False, kernels=around.kernels)
-            if spec.conv
-            else None
+            ShortConv(w.qkv, spec.conv, bias=False, silu=False, kernels=around.kernels) if spec.conv else None
         )
         self.rope = Rotary(spec.rope, self.head_dim) if spec.rope else None
         self.norm_full = spec.qk_norm == "full"
@@ -69,9 +69,9 @@ class AttentionMixer(Mixer):
             width = width if self.norm_full else self.head_dim
             return RMSNorm(width, around.eps, unit_offset=around.unit_offset)
 
-        self.q_norm, self.k_norm = norm(q), norm(kv)
-        self.sinks = nn.Parameter(torch.zeros(q // self.head_dim)) if spec.sinks else None
-        self.out_proj = nn.Linear(q, around.d_model, bias=spec.output_bias) if project else None
+        self.q_norm, self.k_norm = norm(w.q), norm(w.k)
+        self.sinks = nn.Parameter(torch.zeros(w.q // self.head_dim)) if spec.sinks else None
+        self.out_proj = nn.Linear(w.out, around.d_model, bias=spec.output_bias) if project else None
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         init_linear(self.qkv_proj, generator)
@@ -119,11 +119,10 @@ class AttentionMixer(Mixer):
 
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Queries, keys and values side by side; and the gate."""
-        q, kv, gate = self.widths
         y = self.qkv_proj(x)
-        if not gate:
+        if not self.widths.gate:
             return y, None
-        qkv, n = y.split([q + 2 * kv, gate], dim=-1)
+        qkv, n = y.split([self.widths.qkv, self.widths.gate], dim=-1)
         return qkv, n
 
     def _heads(self, qkv_bld: Tensor, start: int, call: Call | None) -> Heads:
@@ -137,11 +136,12 @@ class AttentionMixer(Mixer):
 
     def _own_heads(self, qkv_bld: Tensor, start: int) -> Heads:
         """Projected features -> queries, keys and values a head, normed and rotated (no heads: not own)."""
-        q, k, v = qkv_bld.split([self.widths[0], self.widths[1], self.widths[1]], dim=-1)
+        q, k, v = qkv_bld.split(self.widths[:3], dim=-1)
         if self.norm_full:
             q, k = self._normed(q, k)
         q, k, v = (
-            t.unflatten(-1, (t.shape[-1] // self.head_dim, self.head_dim)).transpose(1, 2) for t in (q, k, v)
+            t.unflatten(-1, (t.shape[-1] // dim, dim)).transpose(1, 2)
+            for t, dim in ((q, self.head_dim), (k, self.head_dim), (v, self.value_dim))
         )
         if not self.norm_full:
             q, k = self._normed(q, k)

@@ -57,6 +57,7 @@ def attention_fields(draw: Draw, d_model: int) -> Fields:
         del fields["kv_heads"]
     fractions = [f for f in (0.25, 0.5, 0.75) if int(head_dim * f) >= 2 and int(head_dim * f) % 2 == 0]
     ropes: list[Any] = [None, "none", {}, {"theta": 500.0}, *({"fraction": f} for f in fractions), *STRETCHED]
+    maybe(draw, fields, "value_dim", st.integers(1, 9))
     maybe(draw, fields, "rope", st.sampled_from(ropes))
     maybe(draw, fields, "window", st.one_of(st.integers(1, 60), st.sampled_from([None, "none"])))
     maybe(draw, fields, "qk_norm", st.sampled_from(["head", "full", "none", None]))

@@ -158,12 +158,16 @@ def test_matmuls_are_those_that_torch_counts(kind: str, fields: dict[str, Any]) 
         mixer_of(kind, fields)(inputs(1, length))
     expected = layer.flops(64, length)
     if isinstance(layer, Attention):
-        q, kv, _ = layer.widths()
+        w = layer.widths()
         # A sink is one more token, and one more channel of queries, keys and values.
         sink = 1 if layer.sinks and layer.softcap is None else 0
-        width = multiple_of_8(layer.head_dim + 1) if sink else layer.head_dim
+        width = max(layer.head_dim, layer.value_dim)
+        if sink or layer.head_dim != layer.value_dim:
+            width = multiple_of_8(width + sink)
         counted = 4 * layer.heads * width * (length + sink) ** 2 / length
-        expected += counted - 4 * q * mean_keys(length, layer.window) - 2 * (q + 2 * kv) * (layer.conv or 0)
+        expected += (
+            counted - 2 * (w.q + w.out) * mean_keys(length, layer.window) - 2 * w.qkv * (layer.conv or 0)
+        )
     elif isinstance(layer, Mla):
         query, value, _, _ = layer.widths()
         # Queries and values of different widths are padded to one.
