@@ -183,4 +183,6 @@ def _multiplier(spec: Mamba2, d_model: int) -> Tensor | None:
     if spec.multipliers is None:
         return None
     factors = torch.tensor(spec.multipliers, dtype=torch.float64)
-    return factors.repeat_interleave(torch.tensor(spec.segments(d_model)))
+    widths = spec.segments(d_model)
+    # The sum is said, so that it works on the meta device too.
+    return factors.repeat_interleave(torch.tensor(widths), output_size=sum(widths))
