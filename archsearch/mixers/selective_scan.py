@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from archsearch.mixers.blocks import LOG2_E
+
 BLOCK = 16
 """Tokens a block: enough that the states kept weigh little, few enough that a block stays in cache."""
 
@@ -142,7 +144,7 @@ def _run_block(
 ) -> None:
     """Fill the buffers with a block's decays and states. v: dt u."""
     k = len(dt_kbi)
-    torch.mul(dt_kbi[:, :, None], A_ni, out=decay[:k]).exp_()
+    torch.mul(dt_kbi[:, :, None], A_ni * LOG2_E, out=decay[:k]).exp2_()
     states[0].copy_(start_bni)
     torch.mul(v_kbi[:, :, None], B_kbn[..., None], out=states[1 : k + 1])
     before, *after = states[: k + 1].unbind(0)

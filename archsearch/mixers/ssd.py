@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from archsearch.mixers.blocks import blocks
+from archsearch.mixers.blocks import LOG2_E, blocks
 
 CHUNK = 64
 """On a CPU 64 tokens a chunk are fastest: the matmuls are large enough and the q x q part still small."""
@@ -259,8 +259,9 @@ def _from_row(t: Tensor, x: Tensor) -> Tensor:
 
 def causal_decay(a: Tensor) -> Tensor:
     """exp(a_i - a_j) for j <= i, else 0; (..., q) -> (..., q, q)."""
+    a = a * LOG2_E
     # Above the diagonal the exponential may overflow to infinity, which tril_ overwrites with zero.
-    return (a[..., :, None] - a[..., None, :]).exp_().tril_()
+    return (a[..., :, None] - a[..., None, :]).exp2_().tril_()
 
 
 def _states_before(states: Tensor, span: slice) -> tuple[int, Tensor | None]:
