@@ -179,3 +179,129 @@ def zamba2(draw: Draw) -> Fields:
         "mamba_d_state": draw.choice([8, 12]),
         "mamba_d_conv": draw.choice([3, 4]),
     }
+
+
+@family
+def deepseek_v3(draw: Draw) -> Fields:
+    return (
+        stack(draw)
+        | latent(draw)
+        | routed(draw)
+        | {
+            "config": "DeepseekV3Config",
+            "rms_norm_eps": draw.choice([1e-5, 1e-2]),
+            "n_routed_experts": 6,
+            "intermediate_size": draw.choice([40, 72]),
+            "q_lora_rank": draw.choice([None, 14]),
+            "first_k_dense_replace": draw.choice([0, 1]),
+            "rope_interleave": coin(draw),
+            "rope_theta": draw.choice([500.0, 10000.0]),
+        }
+    )
+
+
+def relative(draw: Draw, config: str) -> Fields:
+    """What Llama's relatives have in common."""
+    shared = {
+        "config": config,
+        "rms_norm_eps": draw.choice([1e-5, 1e-2]),
+        "rope_theta": draw.choice([500.0, 10000.0]),
+    }
+    return stack(draw) | heads(draw) | shared
+
+
+def few_experts(draw: Draw) -> Fields:
+    return {"num_experts": draw.choice([4, 5]), "num_experts_per_tok": draw.choice([1, 2])}
+
+
+@family
+def qwen2(draw: Draw) -> Fields:
+    fields = relative(draw, "Qwen2Config")
+    kinds = types(draw, fields["num_hidden_layers"], ("full_attention", "sliding_attention"))
+    return fields | {"layer_types": kinds, "use_sliding_window": True, "sliding_window": 9}
+
+
+@family
+def qwen3_moe(draw: Draw) -> Fields:
+    return (
+        relative(draw, "Qwen3MoeConfig")
+        | few_experts(draw)
+        | {
+            "head_dim": draw.choice([8, 20]),
+            "attention_bias": coin(draw),
+            "moe_intermediate_size": 24,
+            "norm_topk_prob": coin(draw),
+            "mlp_only_layers": draw.choice([[], [1]]),
+            "decoder_sparse_step": draw.choice([1, 2]),
+            "use_sliding_window": coin(draw),
+            "sliding_window": 9,
+        }
+    )
+
+
+@family
+def mistral(draw: Draw) -> Fields:
+    window, head_dim = draw.choice([None, 9]), draw.choice([None, 20])
+    return relative(draw, "MistralConfig") | {"head_dim": head_dim, "sliding_window": window}
+
+
+@family
+def mixtral(draw: Draw) -> Fields:
+    fields = relative(draw, "MixtralConfig") | few_experts(draw)
+    return fields | {"head_dim": draw.choice([None, 20]), "sliding_window": draw.choice([None, 9])}
+
+
+@family
+def gemma(draw: Draw) -> Fields:
+    fields = relative(draw, "GemmaConfig")
+    return fields | {"head_dim": draw.choice([8, 20]), "attention_bias": coin(draw)}
+
+
+@family
+def granite3(draw: Draw) -> Fields:
+    return relative(draw, "GraniteConfig") | {
+        "attention_bias": coin(draw),
+        "mlp_bias": coin(draw),
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.6,
+        "attention_multiplier": 0.4,
+        "logits_scaling": 1.7,
+    }
+
+
+@family
+def phi3(draw: Draw) -> Fields:
+    fields = relative(draw, "Phi3Config")
+    rope = {
+        "rope_theta": fields.pop("rope_theta"),
+        "rope_type": "default",
+        "partial_rotary_factor": draw.choice([0.5, 1.0]),
+    }
+    return fields | {"sliding_window": draw.choice([None, 9]), "rope_parameters": rope}
+
+
+@family
+def smollm3(draw: Draw) -> Fields:
+    fields = relative(draw, "SmolLM3Config")
+    layers = fields["num_hidden_layers"]
+    return fields | {
+        "attention_bias": coin(draw),
+        "mlp_bias": coin(draw),
+        "no_rope_layers": [int(coin(draw)) for _ in range(layers)],
+        "layer_types": types(draw, layers, ("full_attention", "sliding_attention")),
+        "use_sliding_window": coin(draw),
+        "sliding_window": 9,
+    }
+
+
+@family
+def olmo2(draw: Draw) -> Fields:
+    return relative(draw, "Olmo2Config") | {"attention_bias": coin(draw)}
+
+
+@family
+def olmoe(draw: Draw) -> Fields:
+    fields = relative(draw, "OlmoeConfig") | few_experts(draw)
+    # transformers norms keys over the model's whole width, as if there were no groups.
+    fields["num_key_value_heads"] = fields["num_attention_heads"]
+    return fields | {"attention_bias": coin(draw), "norm_topk_prob": coin(draw)}

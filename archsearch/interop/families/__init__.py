@@ -2,8 +2,10 @@
 
 from archsearch.interop.blueprint import Family
 from archsearch.interop.families import (
+    attention_only,
     bailing_hybrid,
     bamba,
+    deepseek_v3,
     falcon_h1,
     gemma2,
     granite,
@@ -24,8 +26,10 @@ from archsearch.interop.families import (
 from archsearch.spec.errors import SpecError, nearest
 
 ALL: tuple[Family, ...] = (
+    *attention_only.FAMILIES,
     bailing_hybrid.FAMILY,
     bamba.FAMILY,
+    deepseek_v3.FAMILY,
     falcon_h1.FAMILY,
     gemma2.FAMILY,
     granite.FAMILY,

@@ -86,8 +86,6 @@ def moe(c: Fields, at: str) -> Part:
     )
 
 
-IGNORED = {
-    "tie_word_embeddings": "transformers never ties this family's head",
-    **dict.fromkeys(("qk_head_dim", "head_dim"), "qk_nope_head_dim and qk_rope_head_dim say it"),
-}
+DERIVED = dict.fromkeys(("qk_head_dim", "head_dim"), "qk_nope_head_dim and qk_rope_head_dim say it")
+IGNORED = {"tie_word_embeddings": "transformers never ties this family's head", **DERIVED}
 FAMILY = Family(("kimi_linear",), trunk, layers, ignored=IGNORED)
