@@ -76,8 +76,13 @@ class Family:
         """Raises `SpecError` for a field that is not understood. ignore: fields that the user vouches for."""
         fields = Fields(config, self.ignored)
         fields.only("is_encoder_decoder", False)
-        trunk, parts = self.trunk(fields), list(self.layers(fields))
-        fields.finish(ignore)
+        try:
+            trunk, parts = self.trunk(fields), list(self.layers(fields))
+            fields.finish(ignore)
+        except SpecError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            fields.unusable(error)
         values = trunk.values | compact([part.entry for part in parts])
         inside = [rule.under(f"layers.{i}") for i, part in enumerate(parts) for rule in part.rules]
         return Blueprint(config.model_type, values, (*trunk.rules, *inside))

@@ -48,6 +48,7 @@ class Fields:
     def __init__(self, config: Any, ignored: Mapping[str, str] | None = None):
         self._config = config
         self._known = {self._own(name) for name in (*HARMLESS, *(ignored or {}))}
+        self._last = ""
 
     def _own(self, name: str) -> str:
         """The name under which this config keeps the field."""
@@ -55,6 +56,7 @@ class Fields:
 
     def __getattr__(self, name: str) -> Any:
         self._known.add(self._own(name))
+        self._last = name
         try:
             return getattr(self._config, name)
         except AttributeError:
@@ -63,6 +65,7 @@ class Fields:
     def get(self, name: str, default: Any = None) -> Any:
         """A field that not every config of the family has."""
         self._known.add(name)
+        self._last = name
         return getattr(self._config, name, default)
 
     def needed(self, name: str) -> Any:
@@ -76,7 +79,7 @@ class Fields:
         """The field, which must be one of these values."""
         value = getattr(self, name)
         if value not in allowed:
-            self.refuse(name, f"expected {' or '.join(map(repr, allowed))}, found {shown(value)}")
+            self.refuse(name, f"expected {' or '.join(map(shown, allowed))}, found {shown(value)}")
         return value
 
     def agree(self, **expected: Any) -> None:
@@ -116,6 +119,11 @@ class Fields:
 
     def refuse(self, name: str, why: str) -> NoReturn:
         raise SpecError(f"{self._config.model_type} config: {name}: {why}")
+
+    def unusable(self, error: Exception) -> NoReturn:
+        """Refuse the field that was read last, of which, or of one read before, nothing could be made."""
+        value = shown(getattr(self._config, self._last, None))
+        self.refuse(self._last, f"nothing can be made of {value}, or of a field beside it ({error})")
 
     def finish(self, ignore: Collection[str] = ()) -> None:
         """Refuse what is left. ignore: names that the user vouches for. A null field is as good as none."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +103,9 @@ def _held(source: Path) -> dict[str, torch.Tensor]:
     return dict(model.state_dict())
 
 
-def _or_refuse(source: Path, read: Any) -> Any:
+def _or_refuse(source: Path, read: Callable[[], Any]) -> Any:
     try:
         return read()
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise SpecError(f"{source}: transformers cannot read it: {error}") from None
+    except Exception as error:  # whatever transformers makes of a file that is none of its own
+        said = " ".join(str(error).split())
+        raise SpecError(f"{source}: transformers cannot read it: {said}") from error

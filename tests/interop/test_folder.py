@@ -131,6 +131,10 @@ def test_an_unknown_field(saved: Path, tmp_path: Path) -> None:
 def test_what_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="nowhere: no such file or folder"):
         run(tmp_path / "nowhere", "--out", tmp_path / "ours")
+    llama = {"model_type": "llama", "hidden_size": "wide"}
+    (tmp_path / "config.json").write_text(json.dumps(llama))
+    with pytest.raises(SpecError, match=r"config.json: transformers cannot read it: .*hidden_size"):
+        run(tmp_path / "config.json", "--out", tmp_path / "ours")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(SpecError, match=r"config.json: transformers cannot read it"):
         run(tmp_path / "config.json", "--out", tmp_path / "ours")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -9,13 +11,14 @@ import torch
 import transformers
 
 from archsearch.interop import from_transformers
-from archsearch.interop.families import ALL
+from archsearch.interop.families import ALL, FAMILIES
 from archsearch.interop.fields import HARMLESS
 from archsearch.interop.importing import plan
 from archsearch.interop.weights import gather, unfilled
 from archsearch.spec import SpecError
 
 from .sources import build as source_of
+from .test_defaults import NEEDS
 
 UNKNOWN = "llama config: unknown here, and may change what the model computes: "
 
@@ -84,6 +87,31 @@ def test_family() -> None:
         plan(transformers.GPT2Config())
 
 
+def test_a_value_of_which_nothing_can_be_made() -> None:
+    config = transformers.AutoConfig.for_model("qwen3_5_text", num_key_value_heads=-1)
+    with pytest.raises(SpecError, match=r"^qwen3_5_text config: \w+: nothing can be made of"):
+        plan(config)
+    config = llama()
+    config.rope_parameters = {"rope_type": "default"}
+    with pytest.raises(SpecError, match=r"^llama config: rope_parameters: nothing can be made of a mapping"):
+        plan(config)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_wrong_value_is_refused_or_is_none(model_type: str) -> None:
+    """Whatever transformers lets through makes a legal spec or one of our messages."""
+    given = transformers.AutoConfig.for_model(model_type, **NEEDS.get(model_type, {})).to_dict()
+    draw = random.Random(model_type)
+    for name in draw.sample(sorted(given), 12):
+        wrong = given | {name: draw.choice([None, -1, 0, 3, 0.5, "x", [], {}, True, [1], ["x"]])}
+        try:
+            config = transformers.AutoConfig.for_model(**wrong)
+        except Exception:
+            continue  # transformers refuses it
+        with suppress(SpecError):
+            assert plan(config).spec().nodes
+
+
 def test_all_unknown_fields_are_named_at_once() -> None:
     with pytest.raises(SpecError, match=r"computes: heat \(2\), wrap \('round'\)$"):
         plan(llama(heat=2, wrap="round"))
@@ -92,7 +120,7 @@ def test_all_unknown_fields_are_named_at_once() -> None:
 def test_what_checkpoints_say_besides_must_agree() -> None:
     besides = {"d_model": 768, "n_layer": 32, "ssm_cfg": {}, "rms_norm": True, "fused_add_norm": True}
     assert plan(transformers.MambaConfig(**besides)).spec().d_model == 768
-    with pytest.raises(SpecError, match=r"^mamba config: rms_norm: expected True, found false$"):
+    with pytest.raises(SpecError, match=r"^mamba config: rms_norm: expected true, found false$"):
         plan(transformers.MambaConfig(**besides | {"rms_norm": False}))
 
 
