@@ -139,6 +139,27 @@ def _minimax(layout: Layout) -> Config:
     return {"layer_types": words, "sliding_window": window}
 
 
+def _one_window(layout: Layout) -> Config:
+    """The window of all attention layers."""
+    return {"sliding_window": layout.first("attention").window}
+
+
+def _qwen3_moe(layout: Layout) -> Config:
+    window = _one_window(layout)
+    return _qwen3_next(layout) | window | {"use_sliding_window": window["sliding_window"] is not None}
+
+
+def _smollm3(layout: Layout) -> Config:
+    layers: list[Any] = [unit[0].layer for unit in layout.units]
+    return _qwen3(layout) | {"no_rope_layers": [int(layer.rope is not None) for layer in layers]}
+
+
+def _deepseek_v3(layout: Layout) -> Config:
+    rope = layout.first("mla").rope
+    dense = sum(unit[-1].kind == "mlp" for unit in layout.units)
+    return {"first_k_dense_replace": dense, "rope_interleave": rope is not None and rope.interleaved}
+
+
 def _recurrent_gemma(layout: Layout) -> Config:
     words = {"linear_attention": "recurrent", "sliding_attention": "attention", "full_attention": "attention"}
     attention, mlp = layout.first("attention"), layout.first("mlp")
@@ -202,6 +223,17 @@ TARGETS: tuple[Target, ...] = (
     Target("llama", ("attention", "mlp")),
     Target("qwen3", ("attention", "mlp"), extra=_qwen3),
     Target("gemma2", ("attention", "mlp"), extra=_gemma2),
+    Target("qwen2", ("attention", "mlp"), extra=_qwen3),
+    Target("qwen3_moe", ("attention", "mlp", "moe"), extra=_qwen3_moe),
+    Target("mistral", ("attention", "mlp"), extra=_one_window),
+    Target("mixtral", ("attention", "moe"), extra=_one_window),
+    Target("gemma", ("attention", "mlp")),
+    Target("granite", ("attention", "mlp")),
+    Target("smollm3", ("attention", "mlp"), extra=_smollm3),
+    Target("olmo2", ("attention", "mlp")),
+    Target("olmoe", ("attention", "moe")),
+    Target("phi3", ("attention", "mlp"), extra=_one_window),
+    Target("deepseek_v3", ("mla", "mlp", "moe"), extra=_deepseek_v3),
     Target("mamba2", ("mamba2",), pair=False),
     Target("mamba", ("mamba1",), pair=False),
     Target("falcon_mamba", ("mamba1",), pair=False),

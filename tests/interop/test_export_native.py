@@ -18,14 +18,18 @@ from archsearch.compiler import LanguageModel, compile_model
 from archsearch.interop import from_transformers, native, to_transformers
 from archsearch.interop.function import INITIAL
 from archsearch.interop.importing import plan
-from archsearch.interop.targets import TARGETS
+from archsearch.interop.targets import TARGETS, Target
 from archsearch.spec import ModelSpec, SpecError, parse_spec
 from archsearch.spec.entries import layer_kinds
 
-from .sources import FAMILIES, logits, perturb, source
+from .sources import FAMILIES, logits, perturb, self_noise, source
 from .test_parity import RELATIVE, check_logits, continued, continued_by_transformers, tokens
 
 NAMES = {target.model_type for target in TARGETS}
+
+
+def target(model_type: str) -> Target:
+    return next(target for target in TARGETS if target.model_type == model_type)
 
 
 def config_of(name: str, seed: int) -> Any:
@@ -37,11 +41,11 @@ SOURCES = [name for name in FAMILIES if config_of(name, 0).model_type in NAMES]
 
 @pytest.fixture(scope="module", params=SOURCES)
 def trip(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
-    """A model of transformers, its import, and what transformers loads of that one's export."""
+    """A model of transformers, its import, and what transformers loads of that one's export to its family."""
     hf = source(request.param, 0)
     _, ours = from_transformers(hf)
-    folder = tmp_path_factory.mktemp("native") / request.param
-    assert to_transformers(ours, folder) == type(hf).__name__
+    folder = tmp_path_factory.mktemp(request.param)
+    native.write_native(ours, native.fit(ours.spec, target(hf.config.model_type)), folder)
     return hf, ours, AutoModelForCausalLM.from_pretrained(folder)
 
 
@@ -120,7 +124,7 @@ def built(spec: ModelSpec, seed: int = 0) -> LanguageModel:
 
 
 @pytest.mark.parametrize(
-    ("change", "target", "why"),
+    ("change", "model_type", "why"),
     [
         (("kv_heads: 2", "window: 5"), "granitemoehybrid", "layer 1 is 'sliding_attention'"),
         (("kv_heads: 2", "qk_norm: head"), "granitemoehybrid", "layers.2: attention: qk_norm head, where it"),
@@ -156,13 +160,12 @@ def built(spec: ModelSpec, seed: int = 0) -> LanguageModel:
         (("d_model", "embedding: {positions: {learned: 64}}\nd_model"), "bamba", "embedding: positions"),
     ],
 )
-def test_reasons(change: tuple[str, str], target: str, why: str) -> None:
+def test_reasons(change: tuple[str, str], model_type: str, why: str) -> None:
     """The first thing that differs, by its place."""
     assert change[0] in GRANITE
     spec = parse_spec(GRANITE.replace(*change, 1))
-    wanted = next(t for t in TARGETS if t.model_type == target)
     with pytest.raises(native.Mismatch) as error:
-        native.fit(spec, wanted)
+        native.fit(spec, target(model_type))
     assert why in str(error.value)
 
 
@@ -243,7 +246,9 @@ def test_no_altered_model_is_exported_wrongly(seed: int, tmp_path: Path) -> None
         ours = built(spec, seed)
         to_transformers(ours, tmp_path / "out")
         again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-        check_logits(again, ours)
+        with torch.no_grad():
+            difference = (ours(tokens(2, 48)) - logits(again, tokens(2, 48))).abs().max()
+        assert difference <= self_noise(again, tokens(2, 48))[0]  # what is altered may be ill-conditioned
         check_greedy_text(again, ours)
         assert from_transformers(again)[0].hash == spec.hash
         return
