@@ -20,6 +20,23 @@ ENTRIES: list[Any] = [
 ]
 
 
+OWNER: Any = {
+    "sequential": {
+        "norm": "none",
+        "layers": [
+            {"attention": {"heads": 2, "inputs": ["embedding"], "norm": "pre", "id": "attention"}},
+            {"mlp": {"hidden": 8, "residual": False, "lora": 2, "id": "mlp"}},
+        ],
+    }
+}
+CALLS: list[Any] = [
+    {"sequential": {"norm": "none", "layers": [{"share": "attention"}, {"share": "mlp", "lora": 2}]}},
+    {"share": "attention", "lora": 3},
+    {"share": "mlp"},
+    *ENTRIES,
+]
+
+
 def expanded(entries: list[Any]) -> list[Any]:
     found = []
     for entry in entries:
@@ -33,6 +50,13 @@ def test_the_same_model(layers: list[Any]) -> None:
     head = {"vocab_size": 16, "d_model": 8}
     short = ModelSpec.model_validate(head | compact(layers))
     assert short.hash == ModelSpec.model_validate(head | {"layers": layers}).hash
+
+
+@given(st.lists(st.sampled_from(CALLS), max_size=16))
+def test_the_same_model_where_layers_are_shared(calls: list[Any]) -> None:
+    head = {"vocab_size": 16, "d_model": 8}
+    short = ModelSpec.model_validate(head | compact([OWNER, *calls]))
+    assert short.hash == ModelSpec.model_validate(head | {"layers": [OWNER, *calls]}).hash
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=30))

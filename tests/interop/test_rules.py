@@ -7,7 +7,7 @@ import torch
 
 from archsearch.interop import from_transformers
 from archsearch.interop.importing import plan
-from archsearch.interop.rules import CONCAT, CONV, FLAT, SAME, STACK, Join, rows
+from archsearch.interop.rules import CONCAT, CONV, FLAT, HEADS, SAME, STACK, Join, rows
 
 from .sources import FAMILIES, source
 
@@ -16,6 +16,7 @@ EXAMPLES: dict[str, tuple[Join, list[tuple[int, ...]]]] = {
     "concat": (CONCAT, [(3, 2), (1, 2), (4, 2)]),
     "conv": (CONV, [(5, 1, 4)]),
     "flat": (FLAT, [(1, 3, 1)]),
+    "heads": (HEADS, [(3, 2, 5)]),
     "stack": (STACK, [(3, 2), (3, 2)]),
     "rows": (rows(torch.tensor([4, 0, 3, 1, 2])), [(2, 3), (3, 3)]),
 }
