@@ -114,7 +114,9 @@ class GatedDeltaNetMixer(Mixer):
     def _finish(self, o_hv: Tensor, z_i: Tensor | None, call: Call | None) -> Tensor:
         """Norm a head, gate, output projection; leading axes are free."""
         self.tell(call, "memory", o_hv.flatten(-2))
-        y_i = self.norm(o_hv).flatten(-2).to(self.in_proj.weight.dtype if z_i is None else z_i.dtype)
-        if z_i is not None:
-            y_i = y_i * F.silu(z_i)
+        if z_i is None:
+            y_i = self.norm(o_hv).flatten(-2).to(self.in_proj.weight.dtype)
+        else:
+            z_hv = z_i.unflatten(-1, (self.heads, self.value_dim))
+            y_i = self.norm.gated(o_hv, z_hv, norm_first=True).flatten(-2)
         return y_i if self.out_proj is None else self.out_proj(y_i)
