@@ -63,6 +63,7 @@ def gated_delta_step(
     return torch.einsum("bhk,bhkv->bhv", q_bhk, state_bhkv), state_bhkv
 
 
+@torch.compiler.disable(reason="its backward pass is its own, and it writes into buffers")
 def gated_delta_chunked(
     q_blgk: Tensor,
     k_blgk: Tensor,

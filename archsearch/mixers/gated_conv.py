@@ -87,6 +87,7 @@ def gated_conv_reference(parts_blp: Tensor, weight_wk: Tensor, bias_w: Tensor | 
     return torch.stack(outputs, dim=1)
 
 
+@torch.compiler.disable(reason="its backward pass is its own, and it writes into buffers")
 def gated_conv(parts_blp: Tensor, weight_wk: Tensor, bias_w: Tensor | None) -> Tensor:
     """The same as sums of shifted products. Differentiable once."""
     return _GatedConv.apply(parts_blp, weight_wk, bias_w)

@@ -53,6 +53,7 @@ def kda_step(
     return torch.einsum("bhk,bhkv->bhv", q_bhk, state_bhkv), state_bhkv
 
 
+@torch.compiler.disable(reason="its backward pass is its own, and it writes into buffers")
 def kda_chunked(
     q_blhk: Tensor,
     k_blhk: Tensor,

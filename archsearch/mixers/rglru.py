@@ -149,6 +149,7 @@ def rg_lru_reference(x_blc: Tensor, gates_htj: Tensor, param_c: Tensor) -> Tenso
     return torch.stack(states, dim=1)
 
 
+@torch.compiler.disable(reason="its backward pass is its own, and it writes into buffers")
 def rg_lru(x_blc: Tensor, gates_htj: Tensor, param_c: Tensor, first_b: Tensor | None = None) -> Tensor:
     """The same a block of time at a time. Differentiable once.
 

@@ -48,6 +48,7 @@ def selective_scan_step(
     return (state_bin * C_bn[:, None]).sum(-1), state_bin
 
 
+@torch.compiler.disable(reason="its backward pass is its own, and it writes into buffers")
 def selective_scan(
     u_bli: Tensor, dt_bli: Tensor, A_in: Tensor, B_bln: Tensor, C_bln: Tensor, *, block: int = BLOCK
 ) -> tuple[Tensor, Tensor]:

@@ -70,7 +70,21 @@ def shifted_conv(x_blc: Tensor, weight_ck: Tensor, bias_c: Tensor | None, *, sil
 
     Differentiable once.
     """
+    if torch.compiler.is_compiling():
+        return _plain_conv(x_blc, weight_ck, bias_c, silu)
     return _ShiftedConv.apply(x_blc, weight_ck, bias_c, silu)
+
+
+def _plain_conv(x_blc: Tensor, weight_ck: Tensor, bias_c: Tensor | None, silu: bool) -> Tensor:
+    """The same in operations that a compiler fuses, forward and backward."""
+    length, width = x_blc.shape[1], weight_ck.shape[1]
+    padded_blc = F.pad(x_blc, (0, 0, width - 1, 0))
+    y_blc = padded_blc[:, :length] * weight_ck[:, 0]
+    for j in range(1, width):
+        y_blc = y_blc + padded_blc[:, j : j + length] * weight_ck[:, j]
+    if bias_c is not None:
+        y_blc = y_blc + bias_c
+    return F.silu(y_blc) if silu else y_blc
 
 
 class _ShiftedConv(torch.autograd.Function):

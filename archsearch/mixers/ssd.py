@@ -54,6 +54,7 @@ def ssd_step(
     return torch.einsum("bhpn,bhn->bhp", state_bhpn, C_bhn), state_bhpn
 
 
+@torch.compiler.disable(reason="its backward pass is its own, and it writes into buffers")
 def ssd_chunked(
     x_blhp: Tensor,
     dt_blh: Tensor,
