@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path as FilePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from archsearch.spec import ModelSpec, SpecError, load_spec
 from archsearch.spec.errors import Issue, refuse, validate
 from archsearch.spec.match import MATCH, freed
 from archsearch.spec.source import Source
+
+if TYPE_CHECKING:
+    from archsearch.search.samplers import Proposer
 
 START = "start_from"
 """The parameter that names the file which a candidate's layout was taken from."""
@@ -167,6 +170,16 @@ class SearchSpace:
         if candidate.experiment is None:
             return {INVALID: 1.0}
         return violations(self.settings.constraints, candidate.costs)
+
+    def proposer(self) -> Proposer:
+        """What decides the candidates, before any was asked for."""
+        from archsearch.search.samplers import Proposer
+
+        return Proposer(self)
+
+    def changes_since(self, recorded: FilePath) -> list[str]:
+        """What differs from a run's copy of its space. Raises `SpecError` where that cannot be read."""
+        return self.changes_from(read_recorded_space(recorded))
 
     def changes_from(self, old: SearchSpace) -> list[str]:
         """What differs from `old`, one `path: old -> new` each; empty where the hashes are equal."""
