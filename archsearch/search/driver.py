@@ -106,6 +106,7 @@ def _work(sweep: Sweep, concurrency: int, reporter: Reporter | None, stop: threa
                 from archsearch.search.tuning import tune_trials
 
                 tune_trials(sweep, folder, concurrency, reporter, stop)
+        sweep.settle()
         sweep.note_exhaustion()
         if not sweep.has_work and "running" not in sweep.counts():
             state = "finished"

@@ -1,119 +1,104 @@
-"""Proposing candidates: Optuna's samplers behind one small interface.
+"""Proposing candidates, by one of several samplers behind one small interface.
 
 What a sampler proposes depends on the seed and on what it was told so far, and on nothing else: every
-proposal comes from a fresh sampler, seeded by (seed, number of proposals before it). A study that was
-rebuilt from its record therefore goes on as the undisturbed one would have.
+proposal is seeded by (seed, number of proposals before it). A study that was rebuilt from its record
+therefore goes on as the undisturbed one would have.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 import numpy as np
-import optuna
-from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial, TrialState
 
-from archsearch.search.choosers import Label
+from archsearch.search.choosers import Chooser, RandomChooser, ReplayChooser
 from archsearch.search.space import Candidate, SearchSpace
-
-POPULATION = 20
-"""Of NSGA-II: with Optuna's default of 50 a laptop's whole sweep would be its first, random generation."""
 
 IMPATIENCE = 10
 """Proposals in a row without a candidate to train, after which one is drawn at random instead."""
 
-STARTUP_FACTOR = 4
-"""Proposals, in multiples of `startup`, after which the sampler learns from few feasible candidates."""
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a candidate.
+
+    complete: trained to its end. stopped: its values are those at `share` of its training. rejected: it broke
+    constraints (`violations`, > 0) or could not be trained. forgotten: nothing was learnt.
+    """
+
+    state: Literal["complete", "stopped", "rejected", "forgotten"]
+    values: tuple[float, ...] = ()
+    share: float = 1.0
+    violations: Mapping[str, float] = field(default_factory=dict)
 
 
-class TrialChooser:
-    """Fills holes with an Optuna trial's suggestions."""
+class Sampler(Protocol):
+    """Chooses the next candidate from what became of those before.
 
-    def __init__(self, trial: optuna.Trial):
-        self.trial = trial
+    Every trial id is first proposed or replayed, then taken, and told about once, in any order.
+    """
 
-    def categorical(self, name: str, choices: Sequence[Label]) -> Label:
-        found = self.trial.suggest_categorical(name, choices)
-        assert found is not None
-        return found
+    def propose(self, trial: str, seed: int, at_random: bool) -> Chooser:
+        """Decides a new candidate. at_random: whatever was learnt is to be left aside this time."""
+        ...
 
-    def integer(self, name: str, low: int, high: int, step: int) -> int:
-        return self.trial.suggest_int(name, low, high, step=step)
+    def replay(self, trial: str, seed: int, params: Mapping[str, Any]) -> Chooser:
+        """Decides as was recorded, and notes what a proposal would have noted."""
+        ...
 
-    def real(self, name: str, low: float, high: float, log: bool) -> float:
-        return self.trial.suggest_float(name, low, high, log=log)
+    def taken(self, trial: str, candidate: Candidate) -> None:
+        """The candidate that the chooser filled."""
+        ...
+
+    def tell(self, trial: str, result: Result) -> None: ...
 
 
-class _RecordedSampler(BaseSampler):
-    """Proposes what was recorded, and lets `inner` note what it would have noted."""
+class RandomSampler:
+    """Every candidate independent of the others."""
 
-    def __init__(self, inner: BaseSampler, params: Mapping[str, Any]):
-        self.inner = inner
-        self.params = params
+    def propose(self, trial: str, seed: int, at_random: bool) -> Chooser:
+        return RandomChooser(np.random.default_rng(seed))
 
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        return self.inner.infer_relative_search_space(study, trial)
+    def replay(self, trial: str, seed: int, params: Mapping[str, Any]) -> Chooser:
+        return ReplayChooser(params)
 
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        self.inner.sample_relative(study, trial, search_space)
-        return {}
+    def taken(self, trial: str, candidate: Candidate) -> None: ...
 
-    def sample_independent(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        return self.params[param_name]
+    def tell(self, trial: str, result: Result) -> None: ...
 
 
 class Proposer:
     """Proposes candidates of a space and learns from what became of them.
 
-    Each proposal is told about once: `complete`, `reject` or `forget`. `idle` counts the proposals since the
-    last one that was worth training.
+    Each proposal is told about once: `complete`, `stop`, `reject` or `forget`. `idle` counts the proposals
+    since the last one that was worth training.
     """
 
     def __init__(self, space: SearchSpace):
-        optuna.logging.disable_default_handler()
-        logging.getLogger("optuna").setLevel(logging.CRITICAL)
         search = space.settings.search
         self.space = space
-        self.kind = "tpe" if search.sampler == "auto" else search.sampler
+        self.kind = AUTO if search.sampler == "auto" else search.sampler
         self.seed = search.seed
-        self.startup = search.startup
         self.asked = 0
         self.idle = 0
-        self._trials: dict[str, optuna.Trial] = {}
-        self._open: set[str] = set()
-        self._infeasible = 0
-        self._study = optuna.create_study(
-            directions=[objective.direction for objective in space.settings.objectives.values()],
-            sampler=RandomSampler(seed=0),
-        )
+        self._sampler = make_sampler(self.kind, space)
+        self._open: dict[str, None] = {}
+        self._seen: list[tuple[float, ...]] = []
 
     def ask(self, trial: str) -> Candidate:
         """A new candidate, under the id by which it will be told about."""
         start = self.asked if self.asked < len(self.space.starts) else None
-        return self._ask(trial, self._sampler(), start)
+        chooser = self._sampler.propose(trial, self._next_seed(), self.idle >= IMPATIENCE)
+        return self._take(trial, chooser, start)
 
     def replay(self, trial: str, params: Mapping[str, Any]) -> Candidate:
         """The recorded candidate, as if it had been proposed now. Raises ValueError for another space's."""
         self.space.replay(params)
-        # Only NSGA-II keeps notes of its own with a trial (its generation); the others need not be run.
-        sampler = self._sampler() if self.kind == "nsga2" else RandomSampler(seed=0)
-        return self._ask(trial, _RecordedSampler(sampler, params), self.space.start_of(params))
+        chooser = self._sampler.replay(trial, self._next_seed(), params)
+        return self._take(trial, chooser, self.space.start_of(params))
 
     def accept(self) -> None:
         """The last proposal is being trained."""
@@ -121,76 +106,70 @@ class Proposer:
 
     def complete(self, trial: str, values: Sequence[float]) -> None:
         """The candidate was trained and scored: one value an objective."""
-        self._tell(trial, values)
+        self._seen.append(tuple(values))
+        self._tell(trial, Result("complete", tuple(values)))
+
+    def stop(self, trial: str, values: Sequence[float], share: float) -> None:
+        """The candidate was trained for a share of its budget and had these values then."""
+        self._tell(trial, Result("stopped", tuple(values), share))
 
     def reject(self, trial: str, violations: Mapping[str, float] | None = None) -> None:
         """The candidate is bad: it breaks constraints, or it could not be trained at all."""
         broken = {name: amount for name, amount in (violations or {}).items() if amount > 0}
-        for name, amount in broken.items():
-            self._trials[trial].set_constraint(name, amount)
-        self._infeasible += bool(broken)
-        # Samplers rank broken constraints by their amount alone, but learn from complete trials only.
-        self._tell(trial, self._worst())
+        self._tell(trial, Result("rejected", self._worst(), 0.0, broken))
 
     def forget(self, trial: str) -> None:
         """Nothing was learnt about the candidate."""
-        self._close(trial)
-        self._study.tell(self._trials[trial], state=TrialState.FAIL)
+        self._tell(trial, Result("forgotten"))
 
     @property
     def pending(self) -> list[str]:
         """Proposals that nothing was told about yet, oldest first."""
-        return [trial for trial in self._trials if trial in self._open]
+        return list(self._open)
 
-    def _ask(self, trial: str, sampler: BaseSampler, start: int | None) -> Candidate:
-        self._study.sampler = sampler
-        asked = self._study.ask()
+    def _next_seed(self) -> int:
+        return int(np.random.SeedSequence([self.seed, self.asked]).generate_state(1)[0])
+
+    def _take(self, trial: str, chooser: Chooser, start: int | None) -> Candidate:
         self.asked += 1
         self.idle += 1
-        self._trials[trial] = asked
-        self._open.add(trial)
-        return self.space.candidate(TrialChooser(asked), start)
+        self._open[trial] = None
+        candidate = self.space.candidate(chooser, start)
+        self._sampler.taken(trial, candidate)
+        return candidate
 
-    def _tell(self, trial: str, values: Sequence[float]) -> None:
-        self._close(trial)
-        self._study.tell(self._trials[trial], list(values))
-
-    def _close(self, trial: str) -> None:
+    def _tell(self, trial: str, result: Result) -> None:
         assert trial in self._open, f"trial {trial} was told about twice"
-        self._open.discard(trial)
+        del self._open[trial]
+        self._sampler.tell(trial, result)
 
-    def _worst(self) -> list[float]:
+    def _worst(self) -> tuple[float, ...]:
         """The worst value of each objective so far, its reference before there is one."""
-        values = [
-            trial.values
-            for trial in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-            if not any(amount > 0 for amount in trial.constraints.values())
-        ]
         worst = []
         for i, (name, objective) in enumerate(self.space.settings.objectives.items()):
-            seen = [row[i] for row in values]
+            seen = [values[i] for values in self._seen]
             if name in self.space.settings.references:
                 seen.append(self.space.settings.references[name])
             pick = min if objective.direction == "maximize" else max
             worst.append(pick(seen, default=0.0))
-        return worst
+        return tuple(worst)
 
-    def _sampler(self) -> BaseSampler:
-        seed = int(np.random.SeedSequence([self.seed, self.asked]).generate_state(1)[0])
-        if self.kind == "random" or self.idle >= IMPATIENCE:
-            return RandomSampler(seed=seed)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # multivariate, group and constant_liar are marked experimental
-            if self.kind == "nsga2":
-                return NSGAIISampler(population_size=POPULATION, seed=seed)
-            waits = self._infeasible if self.asked < STARTUP_FACTOR * self.startup else 0
-            return TPESampler(
-                n_startup_trials=self.startup + waits,
-                multivariate=True,
-                group=True,
-                constant_liar=True,
-                seed=seed,
-            )
+
+AUTO = "tpe"
+"""What `auto` stands for."""
+
+
+def make_sampler(kind: str, space: SearchSpace) -> Sampler:
+    """The sampler of that name, before anything was asked of it."""
+    if kind == "random":
+        return RandomSampler()
+    if kind == "evolution":
+        from archsearch.search.evolution import Evolution
+
+        return Evolution(space)
+    from archsearch.search.optuna_samplers import OptunaSampler
+
+    return OptunaSampler(kind, space)
 
 
 def finite(values: Iterable[float | None]) -> bool:

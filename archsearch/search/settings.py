@@ -9,7 +9,7 @@ from pydantic import Field, PlainSerializer, PlainValidator, model_validator
 from archsearch.search.constraints import Constraint, parse_constraint
 from archsearch.search.costs import is_cost
 from archsearch.spec.cost_names import CostName
-from archsearch.spec.errors import nearest, refuse, shown
+from archsearch.spec.errors import nearest, refuse, shown, validate
 from archsearch.spec.layers import Spec
 
 MAX_TRIALS = 100_000
@@ -35,22 +35,79 @@ def default_objectives() -> dict[str, Objective]:
     return {"recall": Objective(direction="maximize"), "perplexity": Objective(direction="minimize")}
 
 
+FRONT_ORDER = "front"
+
+
+class HalvingSpec(Spec):
+    """Successive halving over tokens trained: only the best `1 / eta` of the trials at a rung go on.
+
+    type: stopping decides when a trial comes to a rung, and lets the first ones pass; promotion lets every
+    trial wait there until it is among the best. start: share of the training tokens at the lowest rung; each
+    next one has eta times as many. by: the order at a rung: front (non-dominated fronts, spread out), or an
+    objective's name.
+    """
+
+    type: Literal["stopping", "promotion"] = "stopping"
+    eta: int = Field(default=3, ge=2, le=16)
+    start: float = Field(default=1 / 9, gt=0, lt=1)
+    by: str = FRONT_ORDER
+
+    @property
+    def shares(self) -> list[float]:
+        """Shares of the training tokens at the rungs, lowest first."""
+        found = [self.start]
+        while found[-1] * self.eta < 1 - 1e-6:
+            found.append(found[-1] * self.eta)
+        return found
+
+
+def _parse_scheduler(value: Any) -> str | HalvingSpec:
+    """`auto`, `none`, `halving`, or `halving: {fields}`."""
+    if isinstance(value, HalvingSpec) or value in ("auto", "none"):
+        return value
+    if value == "halving":
+        return HalvingSpec()
+    if isinstance(value, dict) and list(value) == ["halving"]:
+        return validate(HalvingSpec, value["halving"] or {}, ("halving",))
+    if isinstance(value, dict):
+        for key in value:
+            if key != "halving":
+                refuse((key,), f"unknown key {key!r}; expected one of: halving")
+    words = ("auto", "none", "halving")
+    refuse((), f"unknown value {shown(value)}{nearest(value, words)}")
+
+
+Scheduler = Annotated[
+    str | HalvingSpec,
+    PlainValidator(_parse_scheduler),
+    PlainSerializer(lambda found: found if isinstance(found, str) else {"halving": found.model_dump()}),
+]
+
+
 class SearchSpec(Spec):
     """How candidates are found.
 
     trials: candidates that are trained. sampler: auto is tpe (multi-objective tree-structured Parzen
     estimator, doi 10.1613/jair.1.13188, multivariate over the holes that occur together); nsga2
-    (doi 10.1109/4235.996017) has a population of 20. startup: candidates drawn at random before the
-    sampler learns. start_from: model specs or experiments whose layouts are the first candidates, as
-    paths relative to the space's file.
+    (doi 10.1109/4235.996017) has a population of 20; evolution mutates layouts (arXiv 1802.01548).
+    startup: candidates drawn at random before the sampler learns. start_from: model specs or experiments
+    whose layouts are the first candidates, as paths relative to the space's file. scheduler: none trains
+    every trial to its end; halving stops those that are behind (`HalvingSpec`); auto is none. seeds:
+    trainings of each trial, with seeds that follow each other; its values are their means.
     """
 
     trials: int = Field(default=24, ge=1, le=MAX_TRIALS)
-    sampler: Literal["auto", "tpe", "nsga2", "random"] = "auto"
+    sampler: Literal["auto", "tpe", "nsga2", "evolution", "random"] = "auto"
     startup: int = Field(default=10, ge=1)
     seed: int = Field(default=0, ge=0, lt=1 << 32)
     start_from: list[str] = Field(default_factory=list)
-    scheduler: Literal["auto", "none"] = "auto"
+    scheduler: Scheduler = "auto"
+    seeds: int = Field(default=1, ge=1, le=100)
+
+    @property
+    def halving(self) -> HalvingSpec | None:
+        """The rungs, where there are any."""
+        return self.scheduler if isinstance(self.scheduler, HalvingSpec) else None
 
 
 class Resources(Spec):
@@ -90,6 +147,11 @@ class Settings(Spec):
                     CostName.parse(name)
                 except ValueError as error:
                     refuse(("objectives", name), str(error))
+        halving = self.search.halving
+        if halving is not None and halving.by not in (FRONT_ORDER, *self.objectives):
+            known = (FRONT_ORDER, *self.objectives)
+            hint = nearest(halving.by, known)
+            refuse(("search", "scheduler", "halving", "by"), f"unknown objective {halving.by!r}{hint}")
         return self
 
     @property

@@ -6,26 +6,25 @@ the same steps that wrote it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from archsearch.search.costs import is_cost
+from archsearch.search.folder import check_folder, check_same, write_whole
+from archsearch.search.halving import Halving
 from archsearch.search.layout import draw
-from archsearch.search.samplers import Proposer, finite
-from archsearch.search.space import Candidate, SearchSpace, read_recorded_space
-from archsearch.spec import SpecError, to_yaml
+from archsearch.search.samplers import finite
+from archsearch.search.space import Candidate, SearchSpace
+from archsearch.spec import to_yaml
 from archsearch.spec.cost_names import CostName
 from archsearch.study import VERSION, Study, StudyError, StudyLog
 from archsearch.study.follow import LineFollower, strict_objects
-from archsearch.study.schema import FRONT, LOCK, RECORD, SPACE, SPEC, TRIALS
+from archsearch.study.schema import CHECKPOINT, FRONT, RECORD, SPACE, SPEC, TRIALS
 
 PATIENCE = 200
 """Proposals in a row without a candidate to train, after which the space counts as exhausted."""
-
-SHOWN_CHANGES = 5
 
 NON_FINITE = "non-finite metric"
 BAD_CANDIDATE = ("non-finite loss", NON_FINITE, "out of memory")
@@ -34,11 +33,12 @@ BAD_CANDIDATE = ("non-finite loss", NON_FINITE, "out of memory")
 
 @dataclass
 class Known:
-    """A trial as far as a sweep needs it."""
+    """A trial as far as a sweep needs it. rungs: how many it has passed."""
 
     state: str
     candidate: Candidate
     values: dict[str, float] = field(default_factory=dict)
+    rungs: int = 0
 
 
 class Sweep:
@@ -57,13 +57,17 @@ class Sweep:
         self.exhausted = False
         self._identities: dict[str, str] = {}
         self._combinations: set[frozenset[tuple[str, Any]]] = set()
-        self._proposer = Proposer(space)
-        _check_folder(out)
+        self._proposer = space.proposer()
+        self._halving = None
+        if space.search.halving is not None:
+            directions = {name: o.direction for name, o in space.settings.objectives.items()}
+            self._halving = Halving(space.search.halving, directions)
+        check_folder(out)
         self.log = StudyLog(out)
         try:
-            _check_same(space, out)
+            check_same(space, out)
             header = self._replay()
-            _write(out / SPACE, space.text)
+            write_whole(out / SPACE, space.text)
             fresh = self._header(concurrency)
             if header is None or any(header.get(key) != value for key, value in fresh.items()):
                 self.log.append(fresh)
@@ -71,6 +75,7 @@ class Sweep:
             self.log.close()
             raise
         self._waiting = [trial for trial, known in self.known.items() if known.state == "running"]
+        self._continuing: list[str] = []
         self.study = Study(out)
 
     def folder(self, trial: str) -> Path:
@@ -79,20 +84,31 @@ class Sweep:
     @property
     def begun(self) -> int:
         """Trials that were given to training, whatever became of them."""
-        return sum(known.state in ("running", "complete", "failed") for known in self.known.values())
+        return sum(known.state not in ("infeasible", "duplicate") for known in self.known.values())
 
     @property
     def has_work(self) -> bool:
-        return bool(self._waiting) or (self.begun < self.trials and not self._is_exhausted())
+        if self._waiting or self._continuing or self._promotable() is not None:
+            return True
+        return self.begun < self.trials and not self._is_exhausted()
+
+    def goal(self, trial: str) -> float:
+        """How far the trial is to be trained now: the share of its steps at the next rung, or all."""
+        shares = self._halving.shares if self._halving is not None else []
+        return [*shares, 1.0][self.known[trial].rungs]
 
     def next(self) -> str | None:
-        """Propose one candidate and record it: the trial to train, or None.
+        """The trial to train now, up to its `goal`: one that goes on, or a new candidate; or None.
 
         None where the candidate is a duplicate or breaks a constraint: the next call may have more luck.
         """
-        if self._waiting:
-            trial = self._waiting.pop(0)
-            self.log.trial(trial, "running", **_identity(self.known[trial].candidate))
+        if self._continuing:
+            return self._continuing.pop(0)
+        promoted = self._promotable()
+        if self._waiting or promoted is not None:
+            trial = self._waiting.pop(0) if promoted is None or self._waiting else promoted
+            event = self.log.trial(trial, "running", **_identity(self.known[trial].candidate))
+            self._take(event, self.known[trial].candidate)
             self._prepare(trial, self.known[trial].candidate)
             return trial
         assert self.has_work
@@ -105,18 +121,52 @@ class Sweep:
         self.log.append(event)
         return trial if event["state"] == "running" else None
 
-    def complete(self, trial: str, metrics: Mapping[str, float], seconds: float) -> None:
-        """The trial was trained and scored."""
-        candidate = self.known[trial].candidate
-        values: dict[str, float | None] = {}
-        for name in self.space.settings.objectives:
-            values[name] = candidate.costs(CostName.parse(name)) if is_cost(name) else metrics.get(name)
-        event: dict[str, Any] = {"values": values, "metrics": dict(metrics), "seconds": seconds}
-        if not finite(values.values()):
-            broken = [name for name, value in values.items() if not finite([value])]
-            cause = {"kind": NON_FINITE, "message": f"{', '.join(broken)} is not a finite number"}
-            event = {"cause": cause, "seconds": seconds}
-        self._end(trial, "failed" if "cause" in event else "complete", event)
+    def complete(
+        self,
+        trial: str,
+        metrics: Mapping[str, float],
+        seconds: float,
+        spread: Mapping[str, float] | None = None,
+    ) -> None:
+        """The trial was trained and scored. spread: standard deviations of the metrics over its seeds."""
+        values = self._values(trial, metrics)
+        if (event := _not_finite(values, seconds)) is not None:
+            self._end(trial, "failed", event)
+            return
+        event = {"values": values, "metrics": dict(metrics), "seconds": seconds}
+        if spread is not None:
+            event["spread"] = {name: spread[name] for name in values if name in spread}
+        self._end(trial, "complete", event)
+
+    def rung(self, trial: str, metrics: Mapping[str, float], seconds: float, tokens: int) -> None:
+        """The trial was trained to its next rung and scored there: it goes on, waits, or ends."""
+        assert self._halving is not None
+        known, level = self.known[trial], self.known[trial].rungs
+        values = self._values(trial, metrics)
+        if (event := _not_finite(values, seconds)) is not None:
+            self._end(trial, "failed", event)
+            return
+        share = self._halving.shares[level]
+        event = {"rung": {"level": level, "share": share, "tokens": tokens, "values": values}}
+        decision = self._halving.decide(
+            trial, level, [value for value in values.values() if value is not None]
+        )
+        if decision == "stop":
+            self._end(trial, "stopped", event | {"values": values, "seconds": seconds})
+            self._drop_checkpoints(trial)
+            return
+        self._end(trial, "running" if decision == "continue" else "paused", event | {"seconds": seconds})
+        if known.state == "running":
+            self._continuing.append(trial)
+
+    def settle(self) -> None:
+        """No trial goes on any more: those that wait at a rung have come to their end."""
+        if self.has_work or "running" in self.counts():
+            return
+        for trial, known in self.known.items():
+            if known.state == "paused":
+                self._end(trial, "stopped", {"values": known.values})
+                self._drop_checkpoints(trial)
 
     def fail(self, trial: str, cause: Mapping[str, Any], seconds: float | None = None) -> None:
         """The trial ended without scores. cause: kind, message, and the step where there was one."""
@@ -133,7 +183,7 @@ class Sweep:
                 stale.unlink()
         for name, spec in members.items():
             if not (folder / name).exists():
-                _write(folder / name, spec.read_text())
+                write_whole(folder / name, spec.read_text())
         return len(members)
 
     def counts(self) -> dict[str, int]:
@@ -170,24 +220,41 @@ class Sweep:
     def _take(self, event: Mapping[str, Any], candidate: Candidate) -> None:
         """Let a trial's event count, whether it happens now or was recorded before."""
         trial, state = event["trial"], event["state"]
+        rung = event.get("rung")
         if trial not in self.known and "start_from" not in candidate.params:
             self._combinations.add(frozenset(candidate.params.items()))
         before = self.known.get(trial)
-        self.known[trial] = Known(state, candidate, event.get("values") or {})
-        values = [self.known[trial].values.get(name) for name in self.space.settings.objectives]
-        if state == "running":
-            if before is None:
-                assert candidate.experiment is not None
-                self._proposer.accept()
-                self._identities.setdefault(candidate.experiment.hash, trial)
-        elif state == "infeasible":
+        known = self.known.setdefault(trial, Known(state, candidate))
+        known.state, known.values = state, event.get("values") or (rung or {}).get("values") or {}
+        if rung is not None and self._halving is not None:
+            known.rungs = rung["level"] + 1
+            self._halving.record(trial, rung["level"], list(rung["values"].values()))
+        if before is None and state == "running":
+            assert candidate.experiment is not None
+            self._proposer.accept()
+            self._identities.setdefault(candidate.experiment.hash, trial)
+        elif state == "running" and rung is None and self._halving is not None and known.rungs:
+            self._halving.promote(trial, known.rungs - 1)
+        if state not in ("running", "paused"):
+            self._tell(trial, event)
+
+    def _tell(self, trial: str, event: Mapping[str, Any]) -> None:
+        """Let the sampler learn what became of a trial that ended."""
+        known = self.known[trial]
+        told = self.known[event["of"]] if known.state == "duplicate" else known
+        values = [known.values.get(name) for name in self.space.settings.objectives]
+        if known.state == "infeasible":
             self._proposer.reject(trial, event["constraints"])
-        elif state == "failed" and event["cause"]["kind"] in BAD_CANDIDATE:
+        elif known.state == "failed" and event["cause"]["kind"] in BAD_CANDIDATE:
             self._proposer.reject(trial)
-        elif finite(values):
-            self._proposer.complete(trial, [value for value in values if value is not None])
-        else:
+        elif not finite(values):
             self._proposer.forget(trial)
+        elif told.state == "stopped":
+            assert self._halving is not None
+            share = self._halving.shares[told.rungs - 1]
+            self._proposer.stop(trial, [value for value in values if value is not None], share)
+        else:
+            self._proposer.complete(trial, [value for value in values if value is not None])
 
     def _describe(self, trial: str, candidate: Candidate) -> dict[str, Any]:
         """The first event of a new candidate."""
@@ -208,7 +275,9 @@ class Sweep:
         original = self._identities.get(experiment.hash)
         if original is None:
             return event | {"state": "running"}
-        return event | {"state": "duplicate", "of": original, "values": self.known[original].values}
+        ended = self.known[original].state in ("complete", "stopped")
+        values = self.known[original].values if ended else {}
+        return event | {"state": "duplicate", "of": original, "values": values}
 
     def _costs(self, candidate: Candidate) -> dict[str, float]:
         """Costs at the longest scored length, and those that objectives and constraints name."""
@@ -229,7 +298,24 @@ class Sweep:
         folder.mkdir(parents=True, exist_ok=True)
         name = {"name": f"{self.space.name}-{trial}"}
         values = candidate.experiment.dump()
-        _write(folder / SPEC, to_yaml(values | name | {"arch": name | values["arch"] | name}))
+        write_whole(folder / SPEC, to_yaml(values | name | {"arch": name | values["arch"] | name}))
+
+    def _values(self, trial: str, metrics: Mapping[str, float]) -> dict[str, float | None]:
+        """The objectives of a trial with these scores."""
+        costs = self.known[trial].candidate.costs
+        return {
+            name: costs(CostName.parse(name)) if is_cost(name) else metrics.get(name)
+            for name in self.space.settings.objectives
+        }
+
+    def _promotable(self) -> str | None:
+        found = self._halving.promotable() if self._halving is not None else None
+        return None if found is None else found[0]
+
+    def _drop_checkpoints(self, trial: str) -> None:
+        """A stopped trial is not continued: what it would need for that is a waste of the disk."""
+        for checkpoint in self.folder(trial).rglob(CHECKPOINT):
+            checkpoint.unlink(missing_ok=True)
 
     def _end(self, trial: str, state: str, fields: dict[str, Any]) -> None:
         candidate = self.known[trial].candidate
@@ -249,6 +335,8 @@ class Sweep:
             "concurrency": concurrency,
             "seed": settings.search.seed,
             "sampler": self._proposer.kind,
+            "scheduler": "none" if self._halving is None else f"halving ({self._halving.spec.type})",
+            "seeds": settings.search.seeds,
             "sources": self.space.sources,
             "budget": self.space.budget,
         }
@@ -271,38 +359,13 @@ class Sweep:
         self.log.note("warning", message)
 
 
-def _check_folder(out: Path) -> None:
-    """Refuse a folder that holds something else."""
-    if out.exists() and not out.is_dir():
-        raise StudyError(f"{out}: is a file; expected a folder for the run")
-    if out.is_dir() and not (out / RECORD).exists():
-        others = sorted(entry.name for entry in out.iterdir() if entry.name != LOCK)
-        if others:
-            raise StudyError(f"{out}: not a run folder: it holds {others[0]!r} but no {RECORD}")
-
-
-def _check_same(space: SearchSpace, out: Path) -> None:
-    """Refuse to continue a run with another space, saying what changed."""
-    recorded = out / SPACE
-    if not recorded.exists():
-        return
-    try:
-        changes = space.changes_from(read_recorded_space(recorded))
-    except SpecError as error:
-        raise StudyError(f"{error} (the run's copy of its space)") from None
-    if changes:
-        shown = "; ".join(changes[:SHOWN_CHANGES])
-        more = f"; and {len(changes) - SHOWN_CHANGES} more" if len(changes) > SHOWN_CHANGES else ""
-        raise StudyError(
-            f"{out}: the search space has changed since this run began: {shown}{more}; "
-            f"choose another folder, or continue with {recorded}"
-        )
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+def _not_finite(values: Mapping[str, float | None], seconds: float) -> dict[str, Any] | None:
+    """The event's fields of a trial that scored no number somewhere."""
+    broken = [name for name, value in values.items() if not finite([value])]
+    if not broken:
+        return None
+    cause = {"kind": NON_FINITE, "message": f"{', '.join(broken)} is not a finite number"}
+    return {"cause": cause, "seconds": seconds}
 
 
 def _identity(candidate: Candidate) -> dict[str, Any]:

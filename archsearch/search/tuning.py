@@ -65,13 +65,14 @@ class _Bridge:
         return {}
 
     def hand_out(self, tune_id: str) -> dict[str, Any] | str | None:
-        """The next trial's configuration; None while there is no room; FINISHED when there is no more."""
+        """The next trial's configuration; None while there is no room, or what to do next depends on trials
+        that run; FINISHED when there is no more."""
         if len(self.running) >= self.concurrency:
             return None
         trial = None
         while trial is None:
             if self.stop.is_set() or not self.sweep.has_work:
-                return Searcher.FINISHED
+                return None if self.running and not self.stop.is_set() else Searcher.FINISHED
             trial = self.sweep.next()
             self.look()
         self.running[tune_id] = trial
@@ -83,6 +84,8 @@ class _Bridge:
             "threads": self.sweep.space.settings.resources.cpu,
             "device": "cpu",
             "cwd": os.getcwd(),
+            "goal": self.sweep.goal(trial),
+            "seeds": self.sweep.space.search.seeds,
         }
 
     def take_back(self, tune_id: str, outcome: dict[str, Any]) -> None:
@@ -90,8 +93,10 @@ class _Bridge:
         trial = self.running.pop(tune_id, None)
         if trial is None or outcome["state"] == "interrupted":
             return
-        if outcome["state"] == "complete":
-            self.sweep.complete(trial, outcome["metrics"], outcome["seconds"])
+        if outcome["state"] == "rung":
+            self.sweep.rung(trial, outcome["metrics"], outcome["seconds"], outcome["tokens"])
+        elif outcome["state"] == "complete":
+            self.sweep.complete(trial, outcome["metrics"], outcome["seconds"], outcome.get("spread"))
             self.sweep.write_front()
         else:
             self.sweep.fail(trial, outcome["cause"], outcome["seconds"])

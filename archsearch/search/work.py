@@ -6,14 +6,17 @@ import contextlib
 import fcntl
 import json
 import os
+import statistics
 import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from archsearch.experiment.spec import load_experiment
-from archsearch.study.schema import METRICS, SPEC
+from archsearch.search.folder import write_whole
+from archsearch.spec import to_yaml
+from archsearch.study.schema import CHECKPOINT, METRICS, SPEC
 from archsearch.training.errors import TrainingFailed
 
 if TYPE_CHECKING:
@@ -26,21 +29,37 @@ _LOOK_SECONDS = 0.25
 _LOCK_PATIENCE_SECONDS = 60.0
 ERROR = "error.txt"
 
+REPLICATES = "replicates"
+
 Outcome = dict[str, Any]
-"""state: complete | failed | interrupted; with `metrics` or `cause` {kind, message, step}, and `seconds`."""
+"""state: complete | rung | failed | interrupted; with `metrics` (means over the seeds, their `spread` where
+there are several) and `tokens` trained, or `cause` {kind, message, step}, and `seconds`."""
+
+
+class Scores(NamedTuple):
+    """Of one training: metrics, seconds of work, tokens trained."""
+
+    metrics: dict[str, float]
+    seconds: float
+    tokens: int
 
 
 class TrialWork:
     """Trains and scores the experiment in a trial's folder, continuing from its checkpoint.
 
-    stop: a file whose existence asks every trial to write its checkpoint and end.
+    stop: a file whose existence asks every trial to write its checkpoint and end. goal: the share of the
+    training steps to take now; below 1, the outcome is a `rung`. seeds: trainings, each to the goal and one
+    after the other; those after the first live in `replicates/` and only their seeds differ.
     """
 
-    def __init__(self, folder: Path, stop: Path, device: str = "cpu"):
+    def __init__(self, folder: Path, stop: Path, device: str = "cpu", goal: float = 1.0, seeds: int = 1):
         self.folder = folder
         self.stop = stop
         self.device = device
+        self.goal = goal
+        self.seeds = seeds
         self.run: ExperimentRun | None = None
+        self._done: list[Scores] = []
         self._lock: int | None = None
 
     def advance(self) -> Outcome | None:
@@ -55,49 +74,97 @@ class TrialWork:
 
     def close(self) -> None:
         """Free the memory and let go of the folder. What was not checkpointed is lost."""
-        run, self.run = self.run, None
-        if run is not None:
-            with contextlib.suppress(Exception):
-                run.close()
+        self._leave_run()
         lock, self._lock = self._lock, None
         if lock is not None:
             os.close(lock)
 
+    @property
+    def seconds(self) -> float:
+        """Work on this trial so far."""
+        return sum(scores.seconds for scores in self._done) + (self.run.seconds if self.run else 0.0)
+
     def _advance(self) -> Outcome | None:
         if self._lock is None:
             self._lock = _lock(self.folder / ".lock")
+        if self.stop.exists():
+            return self._interrupted()
         if self.run is None:
-            if self.stop.exists():
-                return {"state": "interrupted"}
-            if (kept := _kept_scores(self.folder)) is not None:
-                return kept
+            if (kept := _kept_scores(self._home)) is not None:
+                return self._scored(kept)
             self.run = self._begin()
             return None
-        if not self.run.finished:
+        if self.run.step < self._goal_step(self.run):
             for _ in self._pieces(self.run):
                 if self.stop.exists():
-                    self.run.checkpoint()
-                    return {"state": "interrupted", "seconds": self.run.seconds}
+                    return self._interrupted()
             return None
-        if self.stop.exists():
-            self.run.checkpoint()
-            return {"state": "interrupted", "seconds": self.run.seconds}
-        metrics = self.run.evaluate()
-        return {"state": "complete", "metrics": metrics, "seconds": self.run.seconds}
+        return self._scored(self._score(self.run))
 
     def _begin(self) -> ExperimentRun:
         from archsearch.experiment.run import ExperimentRun
 
-        return ExperimentRun(load_experiment(self.folder / SPEC), self.folder, self.device)
+        experiment = load_experiment(self.folder / SPEC)
+        if self._done:
+            experiment = experiment.with_training(seed=experiment.training.seed + len(self._done))
+            self._home.mkdir(parents=True, exist_ok=True)
+            write_whole(self._home / SPEC, to_yaml(experiment.dump()))
+        return ExperimentRun(experiment, self._home, self.device)
+
+    @property
+    def _home(self) -> Path:
+        """The folder of the training that is being done."""
+        return self.folder / REPLICATES / str(len(self._done)) if self._done else self.folder
+
+    def _goal_step(self, run: ExperimentRun) -> int:
+        return run.steps if self.goal >= 1 else max(1, min(run.steps - 1, round(self.goal * run.steps)))
+
+    def _score(self, run: ExperimentRun) -> Scores:
+        """Score a run that is where it should be, leaving it on disk."""
+        if self.goal >= 1:
+            metrics = run.evaluate()
+        else:
+            metrics = run.glance()
+            run.checkpoint()
+        return Scores(metrics, run.seconds, run.tokens)
+
+    def _scored(self, scores: Scores) -> Outcome | None:
+        """One training is where it should be; what that makes of the trial, once all are."""
+        self._leave_run()
+        self._done.append(scores)
+        if len(self._done) < self.seeds:
+            return None
+        names = scores.metrics.keys()
+        values = {name: [one.metrics[name] for one in self._done] for name in names}
+        outcome: Outcome = {
+            "state": "complete" if self.goal >= 1 else "rung",
+            "metrics": {name: statistics.fmean(found) for name, found in values.items()},
+            "seconds": self.seconds,
+            "tokens": scores.tokens,
+        }
+        if self.seeds > 1:
+            outcome["spread"] = {name: statistics.stdev(found) for name, found in values.items()}
+        return outcome
+
+    def _interrupted(self) -> Outcome:
+        if self.run is not None:
+            self.run.checkpoint()
+        return {"state": "interrupted", "seconds": self.seconds}
+
+    def _leave_run(self) -> None:
+        run, self.run = self.run, None
+        if run is not None:
+            with contextlib.suppress(Exception):
+                run.close()
 
     def _pieces(self, run: ExperimentRun) -> Iterator[None]:
         """Train for one slice, pausing about four times a second."""
         began, first = time.perf_counter(), run.step
         shortest, longest = SLICE_SECONDS
-        steps = 1
-        while not run.finished:
+        goal, steps = self._goal_step(run), 1
+        while run.step < goal:
             started = time.perf_counter()
-            run.advance(steps)
+            run.advance(min(steps, goal - run.step))
             taken = time.perf_counter() - started
             yield
             elapsed = time.perf_counter() - began
@@ -116,7 +183,7 @@ class TrialWork:
             cause |= {"message": error.message, "step": error.step}
         elif self.run is not None:
             cause["step"] = self.run.step
-        return {"state": "failed", "cause": cause, "seconds": self.run.seconds if self.run else 0.0}
+        return {"state": "failed", "cause": cause, "seconds": self.seconds}
 
 
 def one_line(text: str, limit: int = 300) -> str:
@@ -135,13 +202,13 @@ def _kind(error: Exception) -> str:
     return name
 
 
-def _kept_scores(folder: Path) -> Outcome | None:
-    """The scores of a trial that ended without its driver living to record them."""
-    if (folder / "checkpoint.pt").exists() or not (folder / "weights.safetensors").exists():
+def _kept_scores(folder: Path) -> Scores | None:
+    """The scores of a training that ended without its driver living to record them."""
+    if (folder / CHECKPOINT).exists() or not (folder / "weights.safetensors").exists():
         return None
     try:
-        last = json.loads((folder / METRICS).read_text().splitlines()[-1])
-        return {"state": "complete", "metrics": last["evaluation"], "seconds": last["seconds"]}
+        *_, before, last = map(json.loads, (folder / METRICS).read_text().splitlines())
+        return Scores(last["evaluation"], last["seconds"], before["tokens"])
     except (OSError, ValueError, LookupError):
         return None
 

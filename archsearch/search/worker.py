@@ -22,9 +22,9 @@ _LOOK_SECONDS = 0.5
 class TrialWorker(tune.Trainable):
     """Tune's view of a `TrialWork`.
 
-    config: run, folder, stop (paths), driver (the driver's process id), threads, device, cwd. What a trial
-    came to is reported as JSON under `outcome`, an exception included: it is the trial that fails, not its
-    worker, which goes on with the next one.
+    config: run, folder, stop (paths), driver (the driver's process id), threads, device, cwd, goal, seeds
+    (as `TrialWork` has them). What a trial came to is reported as JSON under `outcome`, an exception
+    included: it is the trial that fails, not its worker, which goes on with the next one.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -51,7 +51,13 @@ class TrialWorker(tune.Trainable):
         self.work.close()
 
     def _take(self, config: dict[str, Any]) -> None:
-        self.work = TrialWork(Path(config["folder"]), Path(config["stop"]), config["device"])
+        self.work = TrialWork(
+            Path(config["folder"]),
+            Path(config["stop"]),
+            config["device"],
+            goal=config["goal"],
+            seeds=config["seeds"],
+        )
 
 
 def _die_with(run: Path, driver: int) -> None:

@@ -15,7 +15,7 @@ from archsearch.study.log import is_live
 from archsearch.study.schema import METRICS, RECORD, TRIALS, StudyError, check_event
 from archsearch.study.trial import Header, Session, Trial
 
-_ENDED = ("complete", "failed", "infeasible", "duplicate")
+_ENDED = ("complete", "stopped", "failed", "infeasible", "duplicate")
 _TIMELINE = 1000
 
 _HEADER_FIELDS = tuple(Header.__dataclass_fields__)
@@ -27,6 +27,7 @@ _TRIAL_FIELDS = (
     "cost",
     "values",
     "metrics",
+    "spread",
     "constraints",
     "of",
     "seconds",
@@ -283,8 +284,11 @@ class Study:
         for name in _TRIAL_FIELDS:
             if event.get(name) is not None:
                 setattr(trial, name, event[name])
-        if trial.state == "running":
-            trial.started, trial.ended, trial.cause = moment, None, None
+        if isinstance(event.get("rung"), dict):
+            trial.rungs.append(event["rung"])
+        if trial.state in ("running", "paused"):
+            started = trial.started if event.get("rung") else moment
+            trial.started, trial.ended, trial.cause = started, None, None
             return
         trial.ended = moment
         cause = event.get("cause")

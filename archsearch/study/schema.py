@@ -16,7 +16,8 @@ Non-finite numbers are written as null, because JSON has no others.
 
 from typing import Any, Literal, NotRequired, TypedDict
 
-VERSION = 1
+VERSION = 2
+"""2: trials may be `paused` and `stopped`, and tell what they scored on the way (`rung`)."""
 
 RECORD = "study.jsonl"
 LOCK = ".lock"
@@ -25,12 +26,21 @@ TRIALS = "trials"
 METRICS = "metrics.jsonl"
 SPEC = "spec.yaml"
 FRONT = "front"
+CHECKPOINT = "checkpoint.pt"
 
 Direction = Literal["maximize", "minimize"]
-State = Literal["running", "complete", "failed", "infeasible", "duplicate"]
+State = Literal["running", "paused", "complete", "stopped", "failed", "infeasible", "duplicate"]
 
 DIRECTIONS: tuple[str, ...] = ("maximize", "minimize")
-STATES: tuple[str, ...] = ("running", "complete", "failed", "infeasible", "duplicate")
+STATES: tuple[str, ...] = (
+    "running",
+    "paused",
+    "complete",
+    "stopped",
+    "failed",
+    "infeasible",
+    "duplicate",
+)
 SESSION_STATES: tuple[str, ...] = ("started", "finished", "interrupted")
 NOTE_LEVELS: tuple[str, ...] = ("info", "warning", "error")
 
@@ -73,6 +83,8 @@ class StudyEvent(TypedDict):
     concurrency: int
     seed: int
     sampler: str
+    scheduler: NotRequired[str]
+    seeds: NotRequired[int]
     sources: list[str]
     budget: dict[str, float]
 
@@ -94,10 +106,23 @@ class Cause(TypedDict):
     step: NotRequired[int]
 
 
+class Rung(TypedDict):
+    """What a trial scored on the way. level: 0 is the lowest rung; share: of its training; tokens: so far."""
+
+    level: int
+    share: float
+    tokens: int
+    values: dict[str, float | None]
+
+
 class TrialEvent(TypedDict):
     """One trial's state. `cost` holds counts and bytes, `seconds` the trial's own work.
 
     `hash` is that of the whole candidate (equal: trained once), `arch_hash` of its model, as `show` says it.
+    `paused` trials wait at a rung and may go on; `stopped` ones never will: their `values` are those of
+    their last rung, and they are on no front. A running trial's event with a `rung` went on from there.
+    `spread` is the standard deviation of each value over the trial's seeds, where it has several.
+
     `constraints` maps each broken constraint to its violation (> 0), as a share of the limit; `of` names the
     trial that a duplicate repeats.
     """
@@ -114,6 +139,8 @@ class TrialEvent(TypedDict):
     cost: NotRequired[dict[str, float]]
     values: NotRequired[dict[str, float | None]]
     metrics: NotRequired[dict[str, float | None]]
+    spread: NotRequired[dict[str, float | None]]
+    rung: NotRequired[Rung]
     seconds: NotRequired[float]
     cause: NotRequired[Cause]
     constraints: NotRequired[dict[str, float]]

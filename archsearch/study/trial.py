@@ -22,6 +22,8 @@ class Header:
     concurrency: int = 1
     seed: int | None = None
     sampler: str = ""
+    scheduler: str = "none"
+    seeds: int = 1
     sources: list[str] = field(default_factory=list)
     budget: dict[str, float] = field(default_factory=dict)
     time: float = 0.0
@@ -48,7 +50,8 @@ class Trial:
     """One candidate. `state` is the last one recorded, and every field the last value recorded for it.
 
     `cost` holds counts and bytes, `seconds` the trial's own work, `progress` runs from 0 to 1, `curve` is the
-    training curve read so far, in steps. `started` and `ended` are seconds since the epoch.
+    training curve read so far, in steps. `rungs` are what it scored on the way (`schema.Rung`), `spread` the
+    standard deviations of its values over seeds. `started` and `ended` are seconds since the epoch.
     """
 
     id: str
@@ -60,6 +63,8 @@ class Trial:
     cost: dict[str, float] = field(default_factory=dict)
     values: dict[str, float | None] = field(default_factory=dict)
     metrics: dict[str, float | None] = field(default_factory=dict)
+    spread: dict[str, float | None] = field(default_factory=dict)
+    rungs: list[dict[str, Any]] = field(default_factory=list)
     cause: dict[str, Any] | None = None
     constraints: dict[str, float] = field(default_factory=dict)
     of: str | None = None
@@ -73,11 +78,11 @@ class Trial:
         """Share of the training steps done, 0 to 1; 1 for a trial that is complete."""
         if self.state in ("complete", "duplicate"):
             return 1.0
-        if not self.curve:
-            return 0.0
+        passed = self.rungs[-1]["share"] if self.rungs else 0.0
+        if not self.curve or not self.curve[-1].get("steps"):
+            return passed
         last = self.curve[-1]
-        steps = last.get("steps")
-        return min(1.0, max(0.0, last["step"] / steps)) if steps else 0.0
+        return min(1.0, max(passed, last["step"] / last["steps"]))
 
     @property
     def loss(self) -> float | None:

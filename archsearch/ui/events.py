@@ -49,6 +49,11 @@ def _trial_line(study: Study, event: dict[str, Any], short: bool) -> Text | None
         return None
     state = str(event.get("state"))
     name = (clean(trial.id), "bold")
+    if state == "running" and event.get("rung"):
+        share = event["rung"]["share"]
+        return Text.assemble(
+            (theme.MARKS["running"][0], theme.ACCENT), " ", name, (f" passed {share:.0%}", theme.QUIET)
+        )
     if state == "running":
         params = trial.cost.get("params")
         size = f", {count(params)} params" if isinstance(params, int | float) else ""

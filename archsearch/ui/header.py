@@ -16,6 +16,8 @@ _STATUS = {
 _STATE_COLOURS = {
     "complete": theme.GOOD,
     "running": theme.ACCENT,
+    "paused": theme.QUIET,
+    "stopped": theme.QUIET,
     "failed": theme.BAD,
     "infeasible": theme.QUIET,
     "duplicate": theme.GOLD,
@@ -60,7 +62,7 @@ def _progress(study: Study, width: int) -> Text:
     parts = [Text.assemble((f"{ended}", "bold"), (f"/{study.total} trials", theme.QUIET))]
     for state, colour in _STATE_COLOURS.items():
         if state != "complete" and counts.get(state):
-            word = "stopped" if state == "running" and not study.live else state
+            word = "unfinished" if state == "running" and not study.live else state
             plural = "s" if state == "duplicate" and counts[state] > 1 else ""
             parts.append(
                 Text.assemble((f"{counts[state]}", f"bold {colour}"), (f" {word}{plural}", theme.QUIET))
@@ -76,7 +78,7 @@ def _bar(study: Study, counts: dict[str, int], total: int, width: int) -> Text:
     amounts = [
         (counts.get("complete", 0) + counts.get("duplicate", 0), theme.GOOD),
         (counts.get("failed", 0), theme.BAD),
-        (counts.get("infeasible", 0), theme.QUIET),
+        (counts.get("infeasible", 0) + counts.get("stopped", 0), theme.QUIET),
         (done, theme.ACCENT),
     ]
     line = Text(no_wrap=True)

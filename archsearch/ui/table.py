@@ -55,7 +55,7 @@ def ordered(study: Study) -> list[Trial]:
 def mark(study: Study, trial: Trial) -> tuple[str, str]:
     """A trial's state as a character and its colour."""
     if trial.state == "running":
-        return theme.MARKS["running" if study.live else "stopped"]
+        return theme.MARKS["running" if study.live else "paused"]
     if study.on_front(trial):
         return theme.MARKS["front"]
     return theme.MARKS.get(trial.state, ("?", theme.QUIET))
@@ -71,6 +71,8 @@ def outcome(trial: Trial, brief: bool = False) -> str:
     if trial.state == "infeasible":
         broken = [f"breaks {name} by {share(excess)}" for name, excess in trial.constraints.items()]
         return clean(", ".join(broken) or "breaks a constraint")
+    if trial.state in ("paused", "stopped"):
+        return f"{trial.state} at {trial.rungs[-1]['share']:.0%}" if trial.rungs else trial.state
     if trial.state == "duplicate":
         return clean(f"same as {trial.of or '?'}")
     return ""

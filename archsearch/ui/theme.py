@@ -46,7 +46,8 @@ ACCENT = "#5f6cf0"
 
 MARKS: dict[str, tuple[str, str]] = {
     "running": ("▸", ACCENT),
-    "stopped": ("‖", QUIET),
+    "paused": ("‖", QUIET),
+    "stopped": ("▽", QUIET),
     "front": ("★", GOLD),
     "complete": ("✓", GOOD),
     "failed": ("✗", BAD),

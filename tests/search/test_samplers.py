@@ -34,7 +34,7 @@ def judge(space: SearchSpace, proposer: Proposer, trial: str, candidate: Candida
     return True
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "evolution", "random"])
 def test_a_rebuilt_sampler_proposes_what_the_undisturbed_one_would(sampler: str, tmp_path: Path) -> None:
     space = space_with(sampler, tmp_path)
     undisturbed = Proposer(space)

@@ -57,7 +57,7 @@ def without_times(run: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in event.items() if k != "time"} for event in record(run)]
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "evolution", "random"])
 def test_a_continued_sweep_records_what_an_undisturbed_one_does(sampler: str, tmp_path: Path) -> None:
     text = (SPACES / "hybrid.yaml").read_text()
     space = space_of(

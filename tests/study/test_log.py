@@ -54,7 +54,7 @@ def test_what_json_cannot_hold_is_refused_before_anything_is_written(tmp_path):
 @pytest.mark.parametrize(
     ("event", "message"),
     [
-        ({"event": "trial", "trial": "1", "state": "done"}, "expected one of running, complete"),
+        ({"event": "trial", "trial": "1", "state": "done"}, "expected one of running, paused, complete"),
         ({"event": "trial", "state": "running"}, "expected the trial's id"),
         ({"event": "note", "level": "loud", "message": ""}, "info, warning, error"),
         ({"event": "session", "state": "over"}, "started, finished, interrupted"),

@@ -171,7 +171,7 @@ def test_a_thousand_trials_render(tmp_path):
     assert "1000/1200 trials" in "\n".join(shown)
 
 
-def test_a_killed_run_shows_its_trials_as_stopped(tmp_path):
+def test_a_killed_run_shows_its_trials_as_unfinished(tmp_path):
     run = FakeRun(tmp_path)
     run_trials(run, range(3))
     run.begin("0003", run.candidate(3))
@@ -179,5 +179,5 @@ def test_a_killed_run_shows_its_trials_as_stopped(tmp_path):
     run.close()
     lines = screen(Study.read(tmp_path), 100, 30)
     assert "interrupted" in lines[0]
-    assert "1 stopped" in lines[1]
+    assert "1 unfinished" in lines[1]
     assert any(line.startswith("│ ‖ 0003") and "50%" in line for line in lines)

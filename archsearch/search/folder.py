@@ -1,0 +1,48 @@
+"""A run's folder: whose it is, and files that are written whole."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from archsearch.search.space import SearchSpace
+from archsearch.spec import SpecError
+from archsearch.study import StudyError
+from archsearch.study.schema import LOCK, RECORD, SPACE
+
+SHOWN_CHANGES = 5
+
+
+def check_folder(out: Path) -> None:
+    """Refuse a folder that holds something else."""
+    if out.exists() and not out.is_dir():
+        raise StudyError(f"{out}: is a file; expected a folder for the run")
+    if out.is_dir() and not (out / RECORD).exists():
+        others = sorted(entry.name for entry in out.iterdir() if entry.name != LOCK)
+        if others:
+            raise StudyError(f"{out}: not a run folder: it holds {others[0]!r} but no {RECORD}")
+
+
+def check_same(space: SearchSpace, out: Path) -> None:
+    """Refuse to continue a run with another space, saying what changed."""
+    recorded = out / SPACE
+    if not recorded.exists():
+        return
+    try:
+        changes = space.changes_since(recorded)
+    except SpecError as error:
+        raise StudyError(f"{error} (the run's copy of its space)") from None
+    if changes:
+        shown = "; ".join(changes[:SHOWN_CHANGES])
+        more = f"; and {len(changes) - SHOWN_CHANGES} more" if len(changes) > SHOWN_CHANGES else ""
+        raise StudyError(
+            f"{out}: the search space has changed since this run began: {shown}{more}; "
+            f"choose another folder, or continue with {recorded}"
+        )
+
+
+def write_whole(path: Path, text: str) -> None:
+    """The file holds all of the text or is as it was."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
