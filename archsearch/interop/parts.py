@@ -42,8 +42,8 @@ def trunk(
         "norm": {"eps": eps} | ({"unit_offset": True} if unit_offset else {}),
         "embedding": {"tied": tied},
     }
-    if c.initializer_range:
-        values["embedding"]["std"] = c.initializer_range
+    if std := c.get("initializer_range"):
+        values["embedding"]["std"] = std
     given = {name: float(scale) for name, scale in (scales or {}).items() if scale not in (None, 1)}
     if given:
         values["scales"] = given
@@ -77,14 +77,20 @@ ROPE_SCALING: dict[str, dict[str, str]] = {
 """transformers' rope_type -> its fields, and their names here."""
 
 
-def rope(c: Fields, harmless: Sequence[str] = ()) -> dict[str, Any]:
-    """The field `rope` of attention, from `rope_parameters`. harmless: keys of it that mean nothing here."""
+def rope(c: Fields, harmless: Sequence[str] = (), partial: bool = False) -> dict[str, Any]:
+    """The field `rope` of attention, from `rope_parameters`.
+
+    harmless: keys of it that mean nothing here. partial: whether transformers rotates a part of each head in
+    this family; where it does not, it passes over partial_rotary_factor or fails.
+    """
     given = {k: v for k, v in c.rope_parameters.items() if v is not None and k not in ("type", *harmless)}
     kind = given.pop("rope_type", "default")
     if kind not in ROPE_SCALING:
         c.refuse("rope_parameters", f"rope_type {kind!r} is not supported")
     found: dict[str, Any] = {"theta": float(given.pop("rope_theta"))}
     fraction = float(given.pop("partial_rotary_factor", 1))
+    if fraction != 1 and not partial:
+        c.refuse("rope_parameters", f"transformers does not rotate a part of each head, found {fraction:g}")
     if fraction != 1:
         found["fraction"] = fraction
     scaling = {ours: given.pop(theirs) for theirs, ours in ROPE_SCALING[kind].items() if theirs in given}
@@ -100,17 +106,17 @@ def width_root(c: Fields, dtype: str) -> float:
     return float(torch.tensor(c.hidden_size**0.5, dtype=getattr(torch, dtype)))
 
 
+def constant_eps(c: Fields, eps: float) -> float | None:
+    """The field `norm_eps` where transformers has a constant: None where it is the model's."""
+    return None if eps == c.rms_norm_eps else eps
+
+
 def attention(
     at: str,
     *,
     bias: bool = False,
     output_bias: bool = False,
     qkv: Sequence[str] = ("q_proj", "k_proj", "v_proj"),
-def constant_eps(c: Fields, eps: float) -> float | None:
-    """The field `norm_eps` where transformers has a constant: None where it is the model's."""
-    return None if eps == c.rms_norm_eps else eps
-
-
     out: str = "o_proj",
     norms: Sequence[str] = ("q_norm", "k_norm"),
     **fields: Any,

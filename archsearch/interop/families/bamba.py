@@ -33,7 +33,7 @@ def attention(c: Fields, at: str) -> Part:
         heads=c.num_attention_heads,
         kv_heads=c.num_key_value_heads,
         head_dim=head_dim,
-        rope=parts.rope(c),
+        rope=parts.rope(c, partial=True),
         bias=c.attention_bias,
         output_bias=c.attention_bias,
     )

@@ -47,7 +47,7 @@ def attention(c: Fields, at: str) -> Part:
         kv_heads=c.num_key_value_heads,
         head_dim=c.head_dim,
         # Sections are for pictures and films: a text's positions are the same in all three.
-        rope=parts.rope(c, harmless=("mrope_section", "mrope_interleaved")),
+        rope=parts.rope(c, harmless=("mrope_section", "mrope_interleaved"), partial=True),
         qk_norm="head",
         bias=c.attention_bias,
         output_bias=c.attention_bias,

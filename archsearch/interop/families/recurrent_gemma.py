@@ -39,7 +39,7 @@ def attention(c: Fields, at: str) -> Part:
         heads=c.num_attention_heads,
         kv_heads=c.num_key_value_heads,
         head_dim=c.head_dim,
-        rope=parts.rope(c),
+        rope=parts.rope(c, partial=True),
         window=c.attention_window_size,
         bias=c.attention_bias,
         output_bias=True,
