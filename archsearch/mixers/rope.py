@@ -55,21 +55,26 @@ class Rotary(nn.Module):
             grown = max(length, 2 * cached[0].shape[0] if cached is not None else 256)
             # Ordinary tensors even when the first call comes from inference mode: training may follow.
             with torch.inference_mode(False), torch.no_grad():
-                angles = torch.outer(torch.arange(grown, dtype=torch.float64), self._frequencies)
+                angles = torch.outer(
+                    torch.arange(grown, dtype=torch.float64, device="cpu"), self._frequencies
+                )
                 cached = ((angles.cos() * self._factor).to(like), (angles.sin() * self._factor).to(like))
             self._cached = cached
         return cached
 
 
 def frequencies(spec: Rope, head_dim: int) -> Tensor:
-    """Radians a token of each pair (r / 2), in float64: theta^(-2i/r), as the scaling changes them."""
+    """Radians a token of each pair (r / 2), in float64: theta^(-2i/r), as the scaling changes them.
+
+    On the CPU, whatever device a model is built on: no parameter, they do not move with it.
+    """
     rotated = spec.rotary_dim(head_dim)
-    plain_f = spec.theta ** -(torch.arange(0, rotated, 2, dtype=torch.float64) / rotated)
+    plain_f = spec.theta ** -(torch.arange(0, rotated, 2, dtype=torch.float64, device="cpu") / rotated)
     scaling = spec.scaling
     if scaling is None:
         return plain_f
     if scaling.kind == "longrope":
-        return plain_f / torch.tensor(scaling.factors, dtype=torch.float64)
+        return plain_f / torch.tensor(scaling.factors, dtype=torch.float64, device="cpu")
     assert scaling.factor is not None
     if scaling.kind == "linear":
         return plain_f / scaling.factor
@@ -102,7 +107,7 @@ def _kept_by_yarn(spec: Rope, rotated: int) -> Tensor:
     first, last = max(first, 0), min(last, rotated - 1)
     # A thousandth of a channel where the bounds meet, as the reference has it.
     width = last - first or 0.001
-    return 1 - ((torch.arange(rotated // 2, dtype=torch.float64) - first) / width).clamp(0, 1)
+    return 1 - ((torch.arange(rotated // 2, dtype=torch.float64, device="cpu") - first) / width).clamp(0, 1)
 
 
 def attention_factor(spec: Rope) -> float:

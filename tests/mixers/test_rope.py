@@ -173,3 +173,10 @@ def test_rotations_that_do_not_fit() -> None:
         Rope(fraction=0.5).check(6)
     with pytest.raises(FieldError, match="expected 4 factors, one a pair of channels, found 16"):
         Rope.model_validate({"scaling": SCALINGS[-1]}).check(8)
+
+
+def test_frequencies_stay_on_the_cpu_whatever_a_model_is_built_on() -> None:
+    with torch.device("meta"):
+        rotary = Rotary(Rope(), 8)
+    x_bhle = random(1, 2, 5, 8)
+    torch.testing.assert_close(rotary(x_bhle, 0), Rotary(Rope(), 8)(x_bhle, 0))
