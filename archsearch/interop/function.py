@@ -16,6 +16,9 @@ of a trained model, and a config may lack them. So is `std` of the embedding."""
 TINY = 1e-30
 """A least step size that is as good as 0, above which configs may need it: no sum is moved by such a step."""
 
+NOTHING = 1e-12
+"""A number that is lost beside the sum of the largest of some probabilities."""
+
 
 def function(spec: ModelSpec) -> dict[str, Any]:
     """All that says what the model computes, every default written out."""
@@ -37,6 +40,8 @@ def _function_of(node: Node, spec: ModelSpec) -> dict[str, Any]:
     found |= node.layer.model_dump(exclude=set(hidden))
     for name in found.keys() & {"norm_eps", "inner_norm_eps"}:
         found[name] = found[name] or spec.norm.eps
+    if found.get("router") == "softmax" and found["renormalise_eps"] <= NOTHING:
+        found["renormalise_eps"] = 0.0
     if "dt_limit" in found:
         low, high = found["dt_limit"]
         found["dt_limit"] = [0.0 if low <= TINY else low, high]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,9 @@ from archsearch.spec.model import ModelSpec
 Config = dict[str, Any]
 Reader = Callable[[Any, ModelSpec], Any]
 """A resolved layer (or the spec itself) and its model -> a config field's value."""
+
+UNSAID = object()
+"""The value of a field that is better left to its default."""
 
 ACTIVATIONS = {ours: theirs for theirs, ours in GATED.items() if theirs != "swish"} | {
     "relu2": "relu2",
@@ -44,6 +48,20 @@ def rope(layer: Any, spec: ModelSpec) -> Config | None:
     return found
 
 
+def _expand(layer: Any, spec: ModelSpec) -> Any:
+    """Configs hold whole numbers. Some do not read theirs, and others refuse heads that do not fit it."""
+    expand = _whole(layer.expand)
+    return expand if isinstance(expand, int) else UNSAID
+
+
+def _longest(layer: Any, spec: ModelSpec) -> Any:
+    """Stretched rotations are for longer contexts than those of the first training."""
+    scaling = layer.rope.scaling if layer.rope is not None else None
+    if scaling is None or scaling.original_context is None:
+        return UNSAID
+    return math.ceil(scaling.original_context * max(scaling.factor or 1, 1))
+
+
 def _whole(number: float) -> float:
     """An int where it is one: some configs insist."""
     return round(number) if abs(number - round(number)) < 1e-9 * abs(number) else number
@@ -69,6 +87,7 @@ LAYERS: dict[str, dict[str, Reader]] = {
         **dict.fromkeys(("head_dim", "attention_head_dim"), of("head_dim")),
         "attention_bias": of("bias"),
         "rope_parameters": rope,
+        "max_position_embeddings": _longest,
         "position_embedding_type": lambda a, _: "rope" if a.rope else None,
         "attention_multiplier": of("scale"),
         "query_pre_attn_scalar": lambda a, _: _whole(a.scale**-2),
@@ -91,7 +110,7 @@ LAYERS: dict[str, dict[str, Reader]] = {
         **dict.fromkeys(("mamba_n_groups", "mamba_ngroups", "n_groups"), of("groups")),
         **dict.fromkeys(("mamba_d_state", "ssm_state_size", "state_size"), of("d_state")),
         **dict.fromkeys(("mamba_d_conv", "conv_kernel"), of("d_conv")),
-        **dict.fromkeys(("mamba_expand", "expand"), lambda m, _: _whole(m.expand)),
+        **dict.fromkeys(("mamba_expand", "expand"), _expand),
         **dict.fromkeys(("mamba_conv_bias", "use_conv_bias"), of("conv_bias")),
         **dict.fromkeys(("mamba_proj_bias", "use_bias", "projectors_bias", "add_bias_linear"), of("bias")),
         "mamba_d_ssm": lambda m, spec: m.inner_width(spec.d_model),
@@ -108,7 +127,7 @@ LAYERS: dict[str, dict[str, Reader]] = {
     "mamba1": {
         **dict.fromkeys(("mamba_d_state", "state_size"), of("d_state")),
         **dict.fromkeys(("mamba_d_conv", "conv_kernel"), of("d_conv")),
-        **dict.fromkeys(("mamba_expand", "expand"), lambda m, _: _whole(m.expand)),
+        **dict.fromkeys(("mamba_expand", "expand"), _expand),
         **dict.fromkeys(("mamba_dt_rank", "time_step_rank"), of("dt_rank")),
         **dict.fromkeys(("mamba_conv_bias", "use_conv_bias"), of("conv_bias")),
         **dict.fromkeys(("mamba_proj_bias", "use_bias"), of("bias")),

@@ -19,7 +19,7 @@ from archsearch.interop.blueprint import Blueprint
 from archsearch.interop.families import FAMILIES
 from archsearch.interop.function import TINY, differences
 from archsearch.interop.modules import Unallocated
-from archsearch.interop.names import LAYERS, TRUNK, Config
+from archsearch.interop.names import LAYERS, TRUNK, UNSAID, Config
 from archsearch.interop.rules import Rules
 from archsearch.interop.targets import TARGETS, Layout, Mismatch, Target
 from archsearch.spec.errors import SpecError
@@ -133,6 +133,7 @@ def _proposal(layout: Layout, target: Target) -> Config:
         for name, read in LAYERS.get(kind, {}).items() if layer is not None else ():
             if name in known and name not in found:
                 found[name] = read(layer, spec)
+    found = {name: value for name, value in found.items() if value is not UNSAID}
     for name in known & {"layer_types", "layers_block_type"}:
         found[name] = layout.words()
     found |= {name: None for name in known & {"pad_token_id", "bos_token_id", "eos_token_id"}}

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from archsearch.compiler import LanguageModel, compile_model
@@ -19,11 +20,11 @@ from archsearch.interop import from_transformers, native, to_transformers
 from archsearch.interop.function import INITIAL
 from archsearch.interop.importing import plan
 from archsearch.interop.targets import TARGETS, Target
-from archsearch.spec import ModelSpec, SpecError, parse_spec
+from archsearch.spec import ModelSpec, SpecError, load_spec, parse_spec
 from archsearch.spec.entries import layer_kinds
 
-from .sources import FAMILIES, logits, perturb, self_noise, source
-from .test_parity import RELATIVE, check_logits, continued, continued_by_transformers, tokens
+from .sources import FAMILIES, lively, logits, perturb, self_noise, source
+from .test_parity import RELATIVE, continued, continued_by_transformers, tokens
 
 NAMES = {target.model_type for target in TARGETS}
 
@@ -33,7 +34,8 @@ def target(model_type: str) -> Target:
 
 
 def config_of(name: str, seed: int) -> Any:
-    return source(name, seed).config
+    fields = FAMILIES[name](random.Random(f"{name} {seed}"))
+    return getattr(transformers, fields.pop("config"))(**fields)
 
 
 SOURCES = [name for name in FAMILIES if config_of(name, 0).model_type in NAMES]
@@ -60,11 +62,22 @@ def test_back_where_it_came_from(trip: tuple[Any, ...]) -> None:
     assert (found - expected).abs().max() <= RELATIVE * expected.abs().max()
 
 
+def check_logits(hf: Any, ours: LanguageModel, times: float = 1) -> float:
+    """The largest difference, which is no more than the model's own noise, over the largest logit."""
+    expected = logits(hf, tokens(2, 48))
+    with torch.no_grad():
+        difference = (ours(tokens(2, 48)) - expected).abs().max().item()
+    assert difference <= times * self_noise(hf, tokens(2, 48))[0]
+    return difference / expected.abs().max().item()
+
+
 def check_greedy_text(hf: Any, ours: LanguageModel) -> None:
     ids_bl = tokens(2, 11)
     hf.generation_config.eos_token_id = None
     with torch.no_grad():
-        assert continued(ours, ids_bl).tolist() == continued_by_transformers(hf, ids_bl).tolist()
+        text = continued(ours, ids_bl).tolist()
+        assert text == continued_by_transformers(hf, ids_bl).tolist()
+    assert len(set(text[0])) > 2, "a model that repeats itself shows nothing"
 
 
 def test_imported_again(trip: tuple[Any, ...]) -> None:
@@ -112,15 +125,37 @@ def test_own_models(text: str, name: str, tmp_path: Path) -> None:
     ours = built(parse_spec(text))
     assert to_transformers(ours, tmp_path / "out") == name
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    check_logits(again, ours)
-    check_greedy_text(again, ours)
+    assert check_logits(again, ours) <= RELATIVE
     spec, _ = from_transformers(again)
     assert spec.dump() == ours.spec.dump()
+    to_transformers(lively(ours), tmp_path / "lively")
+    check_greedy_text(AutoModelForCausalLM.from_pretrained(tmp_path / "lively"), ours)
 
 
 def built(spec: ModelSpec, seed: int = 0) -> LanguageModel:
     perturb(model := compile_model(spec, seed=seed), torch.Generator().manual_seed(seed))
     return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("nemotron_h_8b", "NemotronHForCausalLM"),
+        ("nemotron_3_nano_30b_a3b", "NemotronHForCausalLM"),
+        ("granite_4_0_h_tiny", "GraniteMoeHybridForCausalLM"),
+        ("olmo_hybrid_7b", "OlmoHybridForCausalLM"),
+        ("lfm2_8b_a1b", "Lfm2MoeForCausalLM"),
+        ("falcon_h1_0_5b", "FalconH1ForCausalLM"),
+        ("qwen3_next_80b_a3b", "Qwen3NextForCausalLM"),
+        ("llama_3_1_8b", "LlamaForCausalLM"),
+        ("zamba2_7b", "Zamba2ForCausalLM"),
+        ("samba_1_3b", None),
+        ("hymba_1_5b", None),
+    ],
+)
+def test_published_models(name: str, found: str | None) -> None:
+    match, _ = native.find(load_spec(f"specs/published/{name}.yaml"))
+    assert (match and match.name) == found
 
 
 @pytest.mark.parametrize(
@@ -138,7 +173,7 @@ def built(spec: ModelSpec, seed: int = 0) -> LanguageModel:
             "granitemoehybrid",
             "layers.0: dt_limit, which it does not",
         ),
-        (("dt_min: 0.002", "expand: 1.5"), "granitemoehybrid", "expected int, got float"),
+        (("dt_min: 0.002", "expand: 1.5"), "granitemoehybrid", "mamba_n_heads must divide mamba_expand"),
         (("- mlp: {hidden: 24}\n- att", "- att"), "granitemoehybrid", "3 layers do not come in pairs"),
         (
             ("- mlp: {hidden: 24}\n- att", "- mamba2: {head_dim: 8}\n- att"),
@@ -233,7 +268,7 @@ def test_initial_fields_change_no_function() -> None:
     assert seen == INITIAL
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(5))
 def test_no_altered_model_is_exported_wrongly(seed: int, tmp_path: Path) -> None:
     """Whatever a spec of a family is changed to: if a class is found for it, it computes the same."""
     draw = random.Random(seed)
@@ -243,12 +278,11 @@ def test_no_altered_model_is_exported_wrongly(seed: int, tmp_path: Path) -> None
         match = native.find(spec)[0] if spec is not None else None
         if spec is None or match is None:
             continue
-        ours = built(spec, seed)
+        ours = lively(built(spec, seed))
         to_transformers(ours, tmp_path / "out")
         again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-        with torch.no_grad():
-            difference = (ours(tokens(2, 48)) - logits(again, tokens(2, 48))).abs().max()
-        assert difference <= self_noise(again, tokens(2, 48))[0]  # what is altered may be ill-conditioned
+        # Weights so large are ill-conditioned; another function is off by far more than some noise.
+        check_logits(again, ours, times=10)
         check_greedy_text(again, ours)
         assert from_transformers(again)[0].hash == spec.hash
         return
