@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import typer
 
-from archsearch.cli import convert, export, inspect, study, train
+from archsearch.cli import convert, export, inspect, promote, study, train
 
 app = typer.Typer(
     name="archsearch",
@@ -29,6 +29,7 @@ app.command("eval")(train.evaluate)
 app.command()(study.sweep)
 app.command()(study.watch)
 app.command()(study.report)
+app.command()(promote.promote)
 app.command("ls")(inspect.list_runs)
 app.command("import")(convert.import_model)
 app.command()(export.export)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from archsearch.study import Study, Trial
+from archsearch.study.promotion import read_results
 from archsearch.study.schema import FRONT, SPACE, SPEC, TRIALS
-from archsearch.ui import theme
+from archsearch.ui import promotion, theme
 from archsearch.ui.blocks import clean
 from archsearch.ui.glyphs import kinds, layer_glyph, merge_mark
 from archsearch.ui.svg import anchor, curve_charts, front_chart
@@ -24,7 +25,7 @@ def page(study: Study, folder: Path) -> str:
     """The whole page; links to the run's files are relative to `folder`, where the page will lie."""
     style = resources.files(__package__).joinpath("page.css").read_text("utf-8")
     script = resources.files(__package__).joinpath("page.js").read_text("utf-8")
-    sections = [_head(study, folder), _tiles(study), _front(study, folder), _curves(study)]
+    sections = [_head(study, folder), _tiles(study), _promotion(study), _front(study, folder), _curves(study)]
     sections += [_trials(study, folder), _failures(study), _foot(study)]
     title = _text(study.header.name)
     return (
@@ -114,6 +115,11 @@ def _front(study: Study, folder: Path) -> str:
     chart = f'<div class="card">{front_chart(study)}<div class="keys">{"".join(keys)}</div></div>'
     listed = _section("On the front", "", _legend(study, front) + _table(heads, rows))
     return _section("Front", note, chart) + listed
+
+
+def _promotion(study: Study) -> str:
+    results = read_results(study.run_dir)
+    return "" if results is None else promotion.section(results)
 
 
 def _legend(study: Study, trials: Iterable[Trial]) -> str:
