@@ -24,7 +24,7 @@ from archsearch.spec import ModelSpec, SpecError, load_spec, parse_spec
 from archsearch.spec.entries import layer_kinds
 
 from .sources import FAMILIES, lively, logits, perturb, self_noise, source
-from .test_parity import RELATIVE, continued, continued_by_transformers, tokens
+from .test_parity import RELATIVE, TAIL, TIE, continued_by_transformers, shortfall, tokens
 
 NAMES = {target.model_type for target in TARGETS}
 
@@ -62,8 +62,8 @@ def test_back_where_it_came_from(trip: tuple[Any, ...]) -> None:
     assert (found - expected).abs().max() <= RELATIVE * expected.abs().max()
 
 
-def check_logits(hf: Any, ours: LanguageModel, times: float = 1) -> float:
-    """The largest difference, which is no more than the model's own noise, over the largest logit."""
+def check_logits(hf: Any, ours: LanguageModel, times: float = TAIL) -> float:
+    """The largest difference over the largest logit; no more than so many times the model's own noise."""
     expected = logits(hf, tokens(2, 48))
     with torch.no_grad():
         difference = (ours(tokens(2, 48)) - expected).abs().max().item()
@@ -75,9 +75,9 @@ def check_greedy_text(hf: Any, ours: LanguageModel) -> None:
     ids_bl = tokens(2, 11)
     hf.generation_config.eos_token_id = None
     with torch.no_grad():
-        text = continued(ours, ids_bl).tolist()
-        assert text == continued_by_transformers(hf, ids_bl).tolist()
-    assert len(set(text[0])) > 2, "a model that repeats itself shows nothing"
+        text_bl = continued_by_transformers(hf, ids_bl)
+        assert shortfall(ours, ids_bl, text_bl) <= TIE
+    assert len(text_bl[0].unique()) > 2, "a model that repeats itself shows nothing"
 
 
 def test_imported_again(trip: tuple[Any, ...]) -> None:
