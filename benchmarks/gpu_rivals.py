@@ -42,9 +42,7 @@ def delta_widths(shape: Any) -> tuple[int, int]:
     return (width, width) if shape.d_model > 64 else (16, 16)
 
 
-def rivals(
-    shape: Any, layout: str, device: str, only: tuple[str, ...] | None = None
-) -> Iterator[tuple[str, Callable[[], Built]]]:
+def rivals(shape: Any, layout: str, device: str) -> Iterator[tuple[str, Callable[[], Built]]]:
     """Name and builder of each other model of a layout."""
     found: dict[str, list[tuple[str, Callable[[Any], Built]]]] = {
         "attention": [("transformers Llama", llama)],
@@ -59,7 +57,7 @@ def rivals(
 
 def compile_blocks(model: nn.Module) -> None:
     """Compile each block of a stack, as is done with ours."""
-    inner = getattr(model, "model", None) or getattr(model, "backbone", None) or model
+    inner: Any = getattr(model, "model", None) or getattr(model, "backbone", None) or model
     for block in inner.layers:
         block.compile()
 
