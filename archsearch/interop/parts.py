@@ -77,13 +77,16 @@ ROPE_SCALING: dict[str, dict[str, str]] = {
 """transformers' rope_type -> its fields, and their names here."""
 
 
-def rope(c: Fields, harmless: Sequence[str] = (), partial: bool = False) -> dict[str, Any]:
-    """The field `rope` of attention, from `rope_parameters`.
+def rope(
+    c: Fields, harmless: Sequence[str] = (), partial: bool = False, kind_of_layer: str | None = None
+) -> dict[str, Any]:
+    """The field `rope` of attention, from `rope_parameters`, or from what they hold for a kind of layer.
 
     harmless: keys of it that mean nothing here. partial: whether transformers rotates a part of each head in
     this family; where it does not, it passes over partial_rotary_factor or fails.
     """
-    given = {k: v for k, v in c.rope_parameters.items() if v is not None and k not in ("type", *harmless)}
+    held = c.rope_parameters if kind_of_layer is None else c.rope_parameters[kind_of_layer]
+    given = {k: v for k, v in held.items() if v is not None and k not in ("type", *harmless)}
     kind = given.pop("rope_type", "default")
     if kind not in ROPE_SCALING:
         c.refuse("rope_parameters", f"rope_type {kind!r} is not supported")

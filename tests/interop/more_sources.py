@@ -246,6 +246,18 @@ def mistral(draw: Draw) -> Fields:
 
 
 @family
+def ministral(draw: Draw) -> Fields:
+    fields = mistral(draw)
+    kinds = types(draw, fields["num_hidden_layers"], ("full_attention", "sliding_attention"))
+    return fields | {
+        "config": "MinistralConfig",
+        "head_dim": draw.choice([8, 20]),
+        "layer_types": kinds,
+        "sliding_window": 9,
+    }
+
+
+@family
 def mixtral(draw: Draw) -> Fields:
     fields = relative(draw, "MixtralConfig") | few_experts(draw)
     return fields | {"head_dim": draw.choice([None, 20]), "sliding_window": draw.choice([None, 9])}
@@ -267,6 +279,23 @@ def granite3(draw: Draw) -> Fields:
         "attention_multiplier": 0.4,
         "logits_scaling": 1.7,
     }
+
+
+@family
+def granitemoe(draw: Draw) -> Fields:
+    fields = granite3(draw)
+    del fields["mlp_bias"]
+    return fields | {
+        "config": "GraniteMoeConfig",
+        "num_local_experts": draw.choice([4, 5]),
+        "num_experts_per_tok": draw.choice([1, 2]),
+    }
+
+
+@family
+def granitemoeshared(draw: Draw) -> Fields:
+    width = draw.choice([0, 24])
+    return granitemoe(draw) | {"config": "GraniteMoeSharedConfig", "shared_intermediate_size": width}
 
 
 @family
@@ -297,6 +326,19 @@ def smollm3(draw: Draw) -> Fields:
 @family
 def olmo2(draw: Draw) -> Fields:
     return relative(draw, "Olmo2Config") | {"attention_bias": coin(draw)}
+
+
+@family
+def olmo3(draw: Draw) -> Fields:
+    fields = relative(draw, "Olmo3Config")
+    plain = {"rope_theta": fields.pop("rope_theta"), "rope_type": "default"}
+    yarn = plain | {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+    return fields | {
+        "attention_bias": coin(draw),
+        "layer_types": types(draw, fields["num_hidden_layers"], ("sliding_attention", "full_attention")),
+        "sliding_window": 9,
+        "rope_parameters": {"sliding_attention": plain, "full_attention": draw.choice([plain, yarn])},
+    }
 
 
 @family

@@ -1,7 +1,7 @@
 """Relatives of Llama: attention and an MLP or experts in turn, normed before or after.
 
 Qwen2 (arXiv 2407.10671), Qwen3 with experts (arXiv 2505.09388), Mistral (arXiv 2310.06825), Mixtral (arXiv
-2401.04088), Gemma (arXiv 2403.08295), OLMo 2 (arXiv 2501.00656), OLMoE (arXiv 2409.02060), Phi-3 (arXiv
+2401.04088), Gemma (arXiv 2403.08295), OLMo 2 (arXiv 2501.00656) and 3, OLMoE (arXiv 2409.02060), Phi-3 (arXiv
 2404.14219), SmolLM3 and Granite 3.
 """
 
@@ -53,6 +53,18 @@ def qwen3_moe(c: Fields) -> Iterator[Part]:
         yield from pair(at, attend, (mlp if plain else experts)(c, at))
 
 
+def ministral(c: Fields) -> Iterator[Part]:
+    def whole(c: Fields, at: str) -> Part:
+        return attention(c, at, **NO_BIAS)
+
+    def sliding(c: Fields, at: str) -> Part:
+        return attention(c, at, window=c.needed("sliding_window"), **NO_BIAS)
+
+    for i, make in c.each("layer_types", {"full_attention": whole, "sliding_attention": sliding}):
+        at = f"model.layers.{i}"
+        yield from pair(at, make(c, at), mlp(c, at))
+
+
 def mistral(c: Fields) -> Iterator[Part]:
     yield from stack(c, windowed, mlp)
 
@@ -67,10 +79,15 @@ def gemma(c: Fields) -> Iterator[Part]:
 
 
 def granite3(c: Fields) -> Iterator[Part]:
-    def scaled(c: Fields, at: str) -> Part:
-        return configured(c, at, scale=c.attention_multiplier)
-
     yield from stack(c, scaled, lambda c, at: mlp(c, at, bias=c.mlp_bias))
+
+
+def granite_moe(c: Fields) -> Iterator[Part]:
+    yield from stack(c, scaled, granite.experts)
+
+
+def scaled(c: Fields, at: str) -> Part:
+    return configured(c, at, scale=c.attention_multiplier)
 
 
 def phi3(c: Fields) -> Iterator[Part]:
@@ -97,6 +114,19 @@ def olmo2(c: Fields) -> Iterator[Part]:
         at = f"model.layers.{i}"
         attend = configured(c, at, qk_norm="full")
         yield attend.normed(after=f"{at}.post_attention_layernorm")
+        yield mlp(c, at).normed(after=f"{at}.post_feedforward_layernorm")
+
+
+def olmo3(c: Fields) -> Iterator[Part]:
+    def whole(c: Fields, at: str, kind: str = "full_attention", **fields: Any) -> Part:
+        return configured(c, at, qk_norm="full", rope=parts.rope(c, kind_of_layer=kind), **fields)
+
+    def sliding(c: Fields, at: str) -> Part:
+        return whole(c, at, "sliding_attention", window=c.needed("sliding_window"))
+
+    for i, make in c.each("layer_types", {"full_attention": whole, "sliding_attention": sliding}):
+        at = f"model.layers.{i}"
+        yield make(c, at).normed(after=f"{at}.post_attention_layernorm")
         yield mlp(c, at).normed(after=f"{at}.post_feedforward_layernorm")
 
 
@@ -174,10 +204,12 @@ FAMILIES = (
         qwen3_moe,
         ignored={"use_sliding_window": "transformers sets sliding_window to null by it"},
     ),
+    Family(("ministral",), llama.trunk, ministral),
     Family(("mistral",), llama.trunk, mistral),
     Family(("mixtral",), llama.trunk, mixtral, ignored={"router_jitter_noise": "for training"}),
     Family(("gemma",), gemma_trunk, gemma),
     Family(("granite",), granite.trunk, granite3),
+    Family(("granitemoe", "granitemoeshared"), granite.trunk, granite_moe),
     Family(
         ("phi3",),
         llama.trunk,
@@ -194,8 +226,10 @@ FAMILIES = (
         ignored={
             "no_rope_layer_interval": "no_rope_layers says it",
             "use_sliding_window": "layer_types says it",
+            "rope_parameters": "read where a layer is rotated",
         },
     ),
     Family(("olmo2",), llama.trunk, olmo2),
+    Family(("olmo3",), llama.trunk, olmo3),
     Family(("olmoe",), llama.trunk, olmoe),
 )

@@ -66,7 +66,7 @@ def experts(c: Fields, at: str) -> Part:
         renormalise=True,
         renormalise_eps=0.0,
         balance=c.router_aux_loss_coef,
-        shared=mlp(c, at),
+        shared=mlp(c, at) if c.get("shared_intermediate_size") else None,
     )
 
 
