@@ -88,14 +88,17 @@ def text(minutes: float) -> None:
         )
 
 
+PARTS = ("recall", "text")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", default=["recall", "text"], choices=["recall", "text"])
+    parser.add_argument("parts", nargs="*", metavar="part", help="recall, text; both by default")
     parser.add_argument("--minutes", type=float, default=15.0)
     arguments = parser.parse_args()
-    if "recall" in arguments.parts:
+    if "recall" in (arguments.parts or PARTS):
         recall()
-    if "text" in arguments.parts:
+    if "text" in (arguments.parts or PARTS):
         text(arguments.minutes)
 
 
