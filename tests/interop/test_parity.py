@@ -24,6 +24,8 @@ CASES = [(name, seed) for name in FAMILIES for seed in range(SEEDS)]
 RELATIVE = 5e-6
 TAIL = 2
 NEW_TOKENS = 64
+TIE = 1e-5
+"""Tokens whose logits differ by less, relative to the largest, are equally likely."""
 
 
 def tokens(batch: int, length: int) -> Tensor:
@@ -57,21 +59,23 @@ def check_logits(hf: Any) -> None:
 
 @every_case
 def test_greedy_text(name: str, seed: int) -> None:
+    """Decoding with caches on both sides, each token of the source's text is the likeliest here too."""
     hf = lively(source(name, seed))
     ours = from_transformers(hf)[1]
     ids_bl = tokens(2, 11)
     with torch.no_grad():
-        assert continued(ours, ids_bl).tolist() == continued_by_transformers(hf, ids_bl).tolist()
+        assert shortfall(ours, ids_bl, continued_by_transformers(hf, ids_bl)) <= TIE
 
 
-def continued(model: LanguageModel, ids_bl: Tensor) -> Tensor:
-    """The next NEW_TOKENS tokens, each the likeliest, with the model's states."""
+def shortfall(model: LanguageModel, ids_bl: Tensor, next_bl: Tensor) -> float:
+    """How far the logits of a text's tokens are below the highest ones, at most, relative to the largest."""
     logits_blv, state = model.prefill(ids_bl)
-    logits_bv, chosen = logits_blv[:, -1], []
-    for _ in range(NEW_TOKENS):
-        chosen.append(logits_bv.argmax(-1))
-        logits_bv, state = model.step(chosen[-1], state)
-    return torch.stack(chosen, dim=1)
+    logits_bv, found = logits_blv[:, -1], 0.0
+    for next_b in next_bl.unbind(1):
+        below_b = logits_bv.amax(-1) - logits_bv.gather(-1, next_b[:, None])[:, 0]
+        found = max(found, (below_b.max() / logits_bv.abs().max()).item())
+        logits_bv, state = model.step(next_b, state)
+    return found
 
 
 def continued_by_transformers(hf: Any, ids_bl: Tensor) -> Tensor:
