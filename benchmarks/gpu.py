@@ -500,10 +500,10 @@ def parallel_case(report: Report, size: str, context: int) -> dict[str, Any]:
     x = torch.randn(tokens // context, context, shape.d_model, device=DEVICE, requires_grad=True)
     dy = torch.randn_like(x)
 
-    def step(model: LanguageModel, overlap: bool) -> Callable[[], object]:
+    def step(model: LanguageModel, overlap: bool) -> Callable[[], tuple[Tensor, ...]]:
         leaves = [x, *(p for layer in model.layers for p in layer.parameters())]
 
-        def run() -> object:
+        def run() -> tuple[Tensor, ...]:
             for module in model.modules():
                 if isinstance(module, ParallelLayer):
                     module.overlap = overlap
@@ -518,6 +518,7 @@ def parallel_case(report: Report, size: str, context: int) -> dict[str, Any]:
     steps = [step(joined, True), step(joined, False), step(apart, False)]
     overlapped, plain, turns = seconds(steps, 2 * report.rounds)
     row = {
+        "overlap changes": max(relative(a, b) for a, b in zip(steps[0](), steps[1](), strict=True)),
         "overlapped ms": round(1000 * median(overlapped), 3),
         "in one stream ms": round(1000 * median(plain), 3),
         "one after the other ms": round(1000 * median(turns), 3),

@@ -236,6 +236,11 @@ def test_an_installed_kernel_that_cannot_be_tried_is_not_used(monkeypatch: pytes
     monkeypatch.setattr(choice, "complaint", lambda *given: "returns nonsense")
     choice.probe.cache_clear()
     assert choice.probe(kernel, "ssd", "cuda") == (None, f"{kernel} returns nonsense")
+    monkeypatch.setattr(choice, "complaint", lambda *given: None)
+    choice.probe.cache_clear()
+    function, why = choice.probe(kernel, "ssd", "cuda")
+    assert function is not None
+    assert why == "usable, for float16, bfloat16"
     choice.probe.cache_clear()
 
 

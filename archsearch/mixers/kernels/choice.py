@@ -110,7 +110,9 @@ def probe(kernel: Kernel, operation: str, device: str) -> tuple[Callable[..., An
         return None, f"{kernel.module} is installed, but there is no CUDA device to try it on"
     call = torch.compiler.disable(partial(kernel.call, function), reason=f"{kernel} is no graph of torch's")
     wrong = complaint(operation, call, device)
-    return (call, "usable, and the model is on CUDA") if wrong is None else (None, f"{kernel} {wrong}")
+    if wrong is not None:
+        return None, f"{kernel} {wrong}"
+    return call, f"usable, for {', '.join(name.removeprefix('torch.') for name in kernel.dtypes)}"
 
 
 def find(module: str, name: str) -> tuple[Callable[..., Any] | None, str]:

@@ -52,8 +52,9 @@ OPERATIONS: dict[str, tuple[Kernel, ...]] = {
     ),
     "short_conv": (Kernel("causal_conv1d", "causal_conv1d_fn", calls.short_conv),),
     "short_conv_step": (Kernel("causal_conv1d", "causal_conv1d_update", calls.short_conv_step),),
-    "ssd": (Kernel(SSD, "mamba_chunk_scan_combined", calls.ssd),),
-    "mamba2": (Kernel(SSD, "mamba_split_conv1d_scan_combined", calls.mamba2),),
+    # Not float32: the products of these kernels would be TF32, with errors of 1e-3.
+    "ssd": (Kernel(SSD, "mamba_chunk_scan_combined", calls.ssd, HALF),),
+    "mamba2": (Kernel(SSD, "mamba_split_conv1d_scan_combined", calls.mamba2, HALF),),
     "ssd_step": (Kernel(*STATE_UPDATE, calls.ssd_step),),
     "selective_scan": (
         Kernel("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn", calls.selective_scan),

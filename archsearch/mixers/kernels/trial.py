@@ -25,8 +25,8 @@ BATCH, LENGTH, HEADS, HEAD_DIM, STATE, TAPS = 2, 40, 8, 64, 64, 4
 INNER = HEADS * HEAD_DIM
 CONV = INNER + 2 * STATE
 
-TOLERANCE = 0.03
-"""Of the largest number of the reference: several times bfloat16's rounding. Nonsense is far off."""
+TOLERANCE = 0.08
+"""Of the largest number of the reference: far above bfloat16's rounding, and nonsense is far above this."""
 
 
 @dataclass(frozen=True)
