@@ -70,7 +70,7 @@ def fit(spec: ModelSpec, target: Target, itemsize: int = 4) -> Match:
         config = AutoConfig.for_model(target.model_type, **_proposal(layout, target))
         blueprint = FAMILIES[target.model_type].blueprint(config)
         theirs = blueprint.spec()
-    except (SpecError, ValueError, TypeError, StrictDataclassError) as error:
+    except (SpecError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
         raise Mismatch(" ".join(str(error).split())) from None
     difference = next(differences(spec, theirs), None)
     if difference is not None:

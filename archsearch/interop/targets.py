@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from archsearch.interop.function import TINY
-from archsearch.interop.names import Config
+from archsearch.interop.names import Config, rope
 from archsearch.spec.graph import Node
 from archsearch.spec.model import ModelSpec
 
@@ -139,6 +139,12 @@ def _minimax(layout: Layout) -> Config:
     return {"layer_types": words, "sliding_window": window}
 
 
+def _olmo3(layout: Layout) -> Config:
+    """Rotations by kind of layer."""
+    ropes = {word(unit[0]): rope(unit[0].layer, layout.spec) for unit in layout.units}
+    return _gemma2(layout) | {"rope_parameters": ropes}
+
+
 def _one_window(layout: Layout) -> Config:
     """The window of all attention layers."""
     return {"sliding_window": layout.first("attention").window}
@@ -155,9 +161,9 @@ def _smollm3(layout: Layout) -> Config:
 
 
 def _deepseek_v3(layout: Layout) -> Config:
-    rope = layout.first("mla").rope
+    turned = layout.first("mla").rope
     dense = sum(unit[-1].kind == "mlp" for unit in layout.units)
-    return {"first_k_dense_replace": dense, "rope_interleave": rope is not None and rope.interleaved}
+    return {"first_k_dense_replace": dense, "rope_interleave": turned is not None and turned.interleaved}
 
 
 def _recurrent_gemma(layout: Layout) -> Config:
@@ -231,6 +237,10 @@ TARGETS: tuple[Target, ...] = (
     Target("granite", ("attention", "mlp")),
     Target("smollm3", ("attention", "mlp"), extra=_smollm3),
     Target("olmo2", ("attention", "mlp")),
+    Target("olmo3", ("attention", "mlp"), extra=_olmo3),
+    Target("ministral", ("attention", "mlp"), extra=_gemma2),
+    Target("granitemoe", ("attention", "moe")),
+    Target("granitemoeshared", ("attention", "moe")),
     Target("olmoe", ("attention", "moe")),
     Target("phi3", ("attention", "mlp"), extra=_one_window),
     Target("deepseek_v3", ("mla", "mlp", "moe"), extra=_deepseek_v3),
