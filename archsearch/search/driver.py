@@ -18,6 +18,7 @@ from typing import Protocol
 
 from archsearch.search.ray_session import clear_up, ray_session
 from archsearch.search.space import SearchSpace
+from archsearch.search.storage import mirrored
 from archsearch.search.sweep import Sweep
 
 INTERRUPTED = 130
@@ -76,6 +77,7 @@ def run_sweep(
     stop = stop or threading.Event()
     with ExitStack() as stack:
         stack.callback(sweep.close)
+        stack.enter_context(mirrored(space, out, sweep.log))
         reporter = None if open_reporter is None else stack.enter_context(open_reporter(out))
         if sweep.has_work:
             _work(sweep, concurrency, reporter, stop)

@@ -18,6 +18,18 @@ def pattern(nodes: Sequence[Node]) -> str:
     return "".join(_text(node) for node in nodes)
 
 
+def drawn_text(layout: Sequence[dict[str, Any]]) -> str:
+    """The text of a layout that was drawn, merges named: `M-(M|A)concat-`."""
+    return "".join(map(_drawn_item, layout))
+
+
+def _drawn_item(item: dict[str, Any]) -> str:
+    if item["kind"] == "parallel":
+        return "(" + "|".join(drawn_text(branch) for branch in item["branches"]) + ")" + item["merge"]
+    glyph = str(item["glyph"])
+    return glyph.lower() if item.get("window") else glyph
+
+
 def _draw(node: Node) -> list[dict[str, Any]]:
     if node.merge is not None:
         branches = [draw(branch) for branch in node.branches]

@@ -21,7 +21,7 @@ from archsearch.experiment import Experiment, load_experiment
 from archsearch.search.folder import write_whole
 from archsearch.search.planned import PlannedSpace
 from archsearch.search.scaling import scaled
-from archsearch.search.settings import SearchSpec, Settings
+from archsearch.search.settings import NO_STORAGE, SearchSpec, Settings
 from archsearch.search.space import read_recorded_space
 from archsearch.spec import to_yaml
 from archsearch.spec.errors import dotted, issues_of, validate
@@ -93,7 +93,7 @@ class Plan:
     def space(self) -> PlannedSpace:
         """The plan as a space that a sweep can train."""
         dumped = self.dump()
-        search = SearchSpec(trials=len(self.jobs), sampler="random")  # which learns nothing
+        search = SearchSpec(trials=len(self.jobs), sampler="random", storage=NO_STORAGE)
         settings = self.settings.model_copy(update={"search": search})
         text = to_yaml(dumped)
         compared = {key: item for key, item in dumped.items() if key != "promotion"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainSerializer, PlainValidator, model_validator
+from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, model_validator
 
 from archsearch.search.constraints import Constraint, parse_constraint
 from archsearch.search.costs import is_cost
@@ -84,6 +84,15 @@ Scheduler = Annotated[
 ]
 
 
+OWN_STORAGE, NO_STORAGE = "auto", "none"
+
+
+def _known_storage(value: str) -> str:
+    if value not in (OWN_STORAGE, NO_STORAGE) and "://" not in value:
+        refuse((), f"expected auto, none or a URL such as sqlite:///studies.db, found {shown(value)}")
+    return value
+
+
 class SearchSpec(Spec):
     """How candidates are found.
 
@@ -93,7 +102,9 @@ class SearchSpec(Spec):
     startup: candidates drawn at random before the sampler learns. start_from: model specs or experiments
     whose layouts are the first candidates, as paths relative to the space's file. scheduler: none trains
     every trial to its end; halving stops those that are behind (`HalvingSpec`); auto is none. seeds:
-    trainings of each trial, with seeds that follow each other; its values are their means.
+    trainings of each trial, with seeds that follow each other; its values are their means. storage: an Optuna
+    storage that the study is repeated in: auto is optuna.db in the run's folder, none is none, anything else
+    is SQLAlchemy's URL of a database.
     """
 
     trials: int = Field(default=24, ge=1, le=MAX_TRIALS)
@@ -103,6 +114,7 @@ class SearchSpec(Spec):
     start_from: list[str] = Field(default_factory=list)
     scheduler: Scheduler = "auto"
     seeds: int = Field(default=1, ge=1, le=100)
+    storage: Annotated[str, AfterValidator(_known_storage)] = OWN_STORAGE
 
     @property
     def halving(self) -> HalvingSpec | None:
