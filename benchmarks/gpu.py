@@ -21,7 +21,7 @@ import gc
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -86,9 +86,9 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def seconds(steps: list[Callable[[], object]], rounds: int, warm: int = 2) -> list[list[float]]:
+def seconds(steps: Sequence[Callable[[], object]], rounds: int, warm: int = 2) -> list[list[float]]:
     """Seconds of each step by round. Steps take turns, every other round backwards."""
-    for step in steps * warm:
+    for step in [*steps] * warm:
         step()
     taken: list[list[float]] = [[] for _ in steps]
     for i in range(rounds):

@@ -20,6 +20,18 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
 mkdir -p "$sources" "$wheels"
 
+if [ -z "${CUDA_HOME:-}" ]; then
+  # torch would take the folder above nvcc's, which is not the toolkit's where nvcc is a script that calls another.
+  touch "$work/empty.cu"
+  CUDA_HOME=$(realpath "$(nvcc --dryrun -c "$work/empty.cu" 2>&1 | sed -n 's/^#\$ TOP=//p')")
+  export CUDA_HOME
+fi
+# Headers that the toolkit may lack and NVIDIA's Python packages have.
+for include in $("$python" -c "import sysconfig; print(sysconfig.get_path('purelib'))")/nvidia/*/include; do
+  if [ -d "$include" ]; then export CPATH="${CPATH:+$CPATH:}$include"; fi
+done
+echo "CUDA toolkit: $CUDA_HOME; compiler: $(nvcc --version | sed -n 's/.*release //p')"
+
 if ! ls "$sources"/*.tar.gz >/dev/null 2>&1; then
   for package in causal-conv1d==1.7.0 mamba-ssm==2.3.2.post1; do
     "$python" -m pip download --no-deps --no-binary :all: --no-build-isolation -d "$sources" "$package"
