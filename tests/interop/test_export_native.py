@@ -215,10 +215,24 @@ def test_caches_without_attention_are_not_asked_for(pattern: str) -> None:
 
 
 def test_notes(tmp_path: Path) -> None:
+    """The least step size of Nemotron-H as it is published: its own class leaves it when it decodes."""
     spec = parse_spec(NEMOTRON.replace("d_state: 8", "d_state: 8, dt_limit: [0.001, .inf]"))
     match, _ = native.find(spec)
     assert match is not None
-    assert "above 0.001, but not when it decodes" in match.notes[0]
+    assert match.notes == ("transformers holds step sizes above 0.001, but not when it decodes",)
+    assert not native.find(parse_spec(NEMOTRON))[0].notes
+    ours = built(spec)
+    with torch.no_grad():
+        for name, weight in ours.named_parameters():
+            if "dt_bias" in name:
+                weight.fill_(-12)
+    to_transformers(ours, tmp_path / "out")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert check_logits(again, ours) <= RELATIVE
+    ids_bl = tokens(1, 5)
+    with torch.no_grad():
+        stepped = again(ids_bl[:, 4:], past_key_values=again(ids_bl[:, :4], use_cache=True).past_key_values)
+        assert (stepped.logits[0, 0] - again(ids_bl).logits[0, -1]).abs().max() > 2e-5
 
 
 def test_a_config_that_was_changed_is_believed(tmp_path: Path) -> None:
@@ -283,7 +297,8 @@ def test_no_altered_model_is_exported_wrongly(seed: int, tmp_path: Path) -> None
         again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
         # Weights so large are ill-conditioned; another function is off by far more than some noise.
         check_logits(again, ours, times=10)
-        check_greedy_text(again, ours)
+        if not match.notes:
+            check_greedy_text(again, ours)
         assert from_transformers(again)[0].hash == spec.hash
         return
 
