@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import typer
 
-from archsearch.cli import convert, export, inspect, promote, study, train
+from archsearch.cli import ask_tell, convert, export, inspect, promote, study, train
 
 app = typer.Typer(
     name="archsearch",
@@ -30,6 +30,8 @@ app.command()(study.sweep)
 app.command()(study.watch)
 app.command()(study.report)
 app.command()(promote.promote)
+app.command()(ask_tell.ask)
+app.command()(ask_tell.tell)
 app.command("ls")(inspect.list_runs)
 app.command("import")(convert.import_model)
 app.command()(export.export)

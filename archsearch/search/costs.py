@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from archsearch.experiment.spec import Experiment
@@ -36,6 +37,13 @@ class CandidateCosts:
 def is_cost(name: str) -> bool:
     """Whether `name` is a cost, as opposed to a score of the trained model."""
     return name.partition("@")[0] in COSTS
+
+
+def objective_values(
+    objectives: Iterable[str], costs: CandidateCosts, metrics: Mapping[str, float | None]
+) -> dict[str, float | None]:
+    """Each objective's value, from the costs or from the scores; None where there is none."""
+    return {name: costs(CostName.parse(name)) if is_cost(name) else metrics.get(name) for name in objectives}
 
 
 def score_names(experiment: Experiment) -> set[str]:

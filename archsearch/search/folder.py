@@ -7,8 +7,8 @@ from pathlib import Path
 
 from archsearch.search.space import SearchSpace
 from archsearch.spec import SpecError
-from archsearch.study import StudyError
-from archsearch.study.schema import LOCK, RECORD, SPACE
+from archsearch.study import Study, StudyError
+from archsearch.study.schema import FRONT, LOCK, RECORD, SPACE, SPEC, TRIALS
 
 SHOWN_CHANGES = 5
 
@@ -46,3 +46,17 @@ def write_whole(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
+
+
+def write_front(study: Study) -> int:
+    """Make `front/` hold the experiments of the front's members and nothing else; how many they are."""
+    members = {f"{trial.id}.yaml": study.run_dir / TRIALS / trial.id / SPEC for trial in study.front()}
+    folder = study.run_dir / FRONT
+    folder.mkdir(exist_ok=True)
+    for stale in folder.glob("*.yaml"):
+        if stale.name not in members:
+            stale.unlink()
+    for name, spec in members.items():
+        if not (folder / name).exists():
+            write_whole(folder / name, spec.read_text())
+    return len(members)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from archsearch.search.costs import is_cost
-from archsearch.search.folder import check_folder, check_same, write_whole
+from archsearch.search.costs import is_cost, objective_values
+from archsearch.search.folder import check_folder, check_same, write_front, write_whole
 from archsearch.search.halving import Halving
 from archsearch.search.layout import draw
 from archsearch.search.samplers import finite
@@ -21,7 +21,7 @@ from archsearch.spec import to_yaml
 from archsearch.spec.cost_names import CostName
 from archsearch.study import VERSION, Study, StudyError, StudyLog
 from archsearch.study.follow import LineFollower, strict_objects
-from archsearch.study.schema import CHECKPOINT, FRONT, RECORD, SPACE, SPEC, TRIALS
+from archsearch.study.schema import CHECKPOINT, RECORD, SPACE, SPEC, TRIALS
 
 PATIENCE = 200
 """Proposals in a row without a candidate to train, after which the space counts as exhausted."""
@@ -121,6 +121,10 @@ class Sweep:
         self.log.append(event)
         return trial if event["state"] == "running" else None
 
+    def leave_open(self) -> None:
+        """Trials that were begun are somebody else's to end: `next` proposes new ones only."""
+        self._waiting.clear()
+
     def complete(
         self,
         trial: str,
@@ -130,7 +134,7 @@ class Sweep:
     ) -> None:
         """The trial was trained and scored. spread: standard deviations of the metrics over its seeds."""
         values = self._values(trial, metrics)
-        if (event := _not_finite(values, seconds)) is not None:
+        if (event := not_finite(values, seconds)) is not None:
             self._end(trial, "failed", event)
             return
         event = {"values": values, "metrics": dict(metrics), "seconds": seconds}
@@ -143,7 +147,7 @@ class Sweep:
         assert self._halving is not None
         known, level = self.known[trial], self.known[trial].rungs
         values = self._values(trial, metrics)
-        if (event := _not_finite(values, seconds)) is not None:
+        if (event := not_finite(values, seconds)) is not None:
             self._end(trial, "failed", event)
             return
         share = self._halving.shares[level]
@@ -175,16 +179,7 @@ class Sweep:
     def write_front(self) -> int:
         """Make `front/` hold the experiments of the front's members and nothing else; how many they are."""
         self.study.refresh()
-        members = {f"{trial.id}.yaml": self.folder(trial.id) / SPEC for trial in self.study.front()}
-        folder = self.out / FRONT
-        folder.mkdir(exist_ok=True)
-        for stale in folder.glob("*.yaml"):
-            if stale.name not in members:
-                stale.unlink()
-        for name, spec in members.items():
-            if not (folder / name).exists():
-                write_whole(folder / name, spec.read_text())
-        return len(members)
+        return write_front(self.study)
 
     def counts(self) -> dict[str, int]:
         """Number of trials in each state that occurs."""
@@ -303,10 +298,7 @@ class Sweep:
     def _values(self, trial: str, metrics: Mapping[str, float]) -> dict[str, float | None]:
         """The objectives of a trial with these scores."""
         costs = self.known[trial].candidate.costs
-        return {
-            name: costs(CostName.parse(name)) if is_cost(name) else metrics.get(name)
-            for name in self.space.settings.objectives
-        }
+        return objective_values(self.space.settings.objectives, costs, metrics)
 
     def _promotable(self) -> str | None:
         found = self._halving.promotable() if self._halving is not None else None
@@ -359,7 +351,7 @@ class Sweep:
         self.log.note("warning", message)
 
 
-def _not_finite(values: Mapping[str, float | None], seconds: float) -> dict[str, Any] | None:
+def not_finite(values: Mapping[str, float | None], seconds: float | None) -> dict[str, Any] | None:
     """The event's fields of a trial that scored no number somewhere."""
     broken = [name for name, value in values.items() if not finite([value])]
     if not broken:
