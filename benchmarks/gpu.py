@@ -363,16 +363,23 @@ def against(
     ids: Tensor,
     compiled: bool,
 ) -> dict[str, Any]:
-    """Our steps and another model's, taking turns. One other model at a time is held in memory."""
-    try:
-        other, logits = rival()
-        if compiled:
-            gpu_rivals.compile_blocks(other)
-        mine, its = seconds([own, training_step(other, logits, ids)], report.rounds)
-    except Exception as error:  # it does not run here, or not beside ours: part of the result
-        return {f"{name} error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
-    counts = {f"{name} params": sum(p.numel() for p in other.parameters())}
-    return {**counts, **rates(name, its, ids.numel()), f"own / {name}": ratio(mine, its)}
+    """Our steps and another model's, taking turns. One other model at a time is held in memory; one that
+    cannot be compiled runs as it is."""
+    row: dict[str, Any] = {}
+    for compile_it in (True, False) if compiled else (False,):
+        label = f"{name} (eager)" if compiled and not compile_it else name
+        try:
+            other, logits = rival()
+            row[f"{label} params"] = sum(p.numel() for p in other.parameters())
+            if compile_it:
+                gpu_rivals.compile_blocks(other)
+            mine, its = seconds([own, training_step(other, logits, ids)], report.rounds)
+            return {**row, **rates(label, its, ids.numel()), f"own / {label}": ratio(mine, its)}
+        except Exception as error:  # it does not run here, or not beside ours: part of the result
+            row[f"{label} error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        other = logits = None  # type: ignore[assignment]
+        gc.collect()
+    return row
 
 
 def rates(name: str, taken: list[float], tokens: int) -> dict[str, Any]:
