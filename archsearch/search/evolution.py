@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from archsearch.search.choosers import Chooser, RandomChooser, ReplayChooser
-from archsearch.search.halving import fronts
+from archsearch.search.crowding import crowding, fronts
 from archsearch.search.mutations import Mutator
 from archsearch.search.samplers import Result
 from archsearch.search.space import Candidate, SearchSpace
@@ -86,16 +85,3 @@ class Evolution:
                 for m, distance in zip(members_m, crowding(costs_nd[members_m]), strict=True):
                     found[same[m]] = (-share, front, -float(distance))
         return found
-
-
-def crowding(costs_nd: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Crowding distance of each of a front's `(n, d)` costs, as `(n,)`; infinite at the ends."""
-    n = len(costs_nd)
-    distance_n = np.zeros(n)
-    for costs_n in costs_nd.T:
-        order_n = np.argsort(costs_n, kind="stable")
-        sorted_n = costs_n[order_n]
-        distance_n[order_n[[0, -1]]] = np.inf
-        if n > 2 and sorted_n[-1] > sorted_n[0]:
-            distance_n[order_n[1:-1]] += (sorted_n[2:] - sorted_n[:-2]) / (sorted_n[-1] - sorted_n[0])
-    return distance_n

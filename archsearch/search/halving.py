@@ -17,8 +17,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from archsearch.search.crowding import fronts
 from archsearch.search.settings import FRONT_ORDER, HalvingSpec
-from archsearch.study import non_dominated
 
 Floats = npt.NDArray[np.float64]
 Decision = Literal["continue", "pause", "stop"]
@@ -102,17 +102,6 @@ def priority(costs_nd: Floats) -> npt.NDArray[np.intp]:
     for front_m in fronts(costs_nd):
         order += front_m[_spread(costs_nd[front_m])].tolist()
     return np.array(order, dtype=np.intp)
-
-
-def fronts(costs_nd: Floats) -> list[npt.NDArray[np.intp]]:
-    """Indices of each non-dominated front, the best one first."""
-    left_m = np.arange(len(costs_nd))
-    found = []
-    while len(left_m):
-        best_m = non_dominated(costs_nd[left_m], ["minimize"] * costs_nd.shape[1])
-        found.append(left_m[best_m])
-        left_m = left_m[~best_m]
-    return found
 
 
 def _spread(costs_nd: Floats) -> list[int]:

@@ -167,9 +167,13 @@ def make_sampler(kind: str, space: SearchSpace) -> Sampler:
         from archsearch.search.evolution import Evolution
 
         return Evolution(space)
-    from archsearch.search.optuna_samplers import OptunaSampler
+    if kind == "tpe":
+        from archsearch.search.parzen import Parzen
 
-    return OptunaSampler(kind, space)
+        return Parzen(space)
+    from archsearch.search.nsga2 import Nsga2
+
+    return Nsga2(space)
 
 
 def finite(values: Iterable[float | None]) -> bool:

@@ -97,8 +97,8 @@ class SearchSpec(Spec):
     """How candidates are found.
 
     trials: candidates that are trained. sampler: auto is tpe (multi-objective tree-structured Parzen
-    estimator, doi 10.1613/jair.1.13188, multivariate over the holes that occur together); nsga2
-    (doi 10.1109/4235.996017) has a population of 20; evolution mutates layouts (arXiv 1802.01548).
+    estimator, doi 10.1613/jair.1.13188, over all holes together, those that exist); nsga2 (Optuna's;
+    doi 10.1109/4235.996017) has a population of 20; evolution mutates layouts (arXiv 1802.01548).
     startup: candidates drawn at random before the sampler learns. start_from: model specs or experiments
     whose layouts are the first candidates, as paths relative to the space's file. scheduler: none trains
     every trial to its end; halving stops those that are behind (`HalvingSpec`); auto is none. seeds:

@@ -1,0 +1,37 @@
+"""Non-dominated fronts and crowding distances (doi 10.1109/4235.996017).
+
+Shape legend: n candidates, m of one front, d objectives. All values are costs: less is better.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from archsearch.study import non_dominated
+
+Floats = npt.NDArray[np.float64]
+
+
+def fronts(costs_nd: Floats) -> list[npt.NDArray[np.intp]]:
+    """Indices of each non-dominated front, the best one first."""
+    left_m = np.arange(len(costs_nd))
+    found = []
+    while len(left_m):
+        best_m = non_dominated(costs_nd[left_m], ["minimize"] * costs_nd.shape[1])
+        found.append(left_m[best_m])
+        left_m = left_m[~best_m]
+    return found
+
+
+def crowding(costs_nd: Floats) -> Floats:
+    """Crowding distance of each of a front's `(n, d)` costs, as `(n,)`; infinite at the ends."""
+    n = len(costs_nd)
+    distance_n = np.zeros(n)
+    for costs_n in costs_nd.T:
+        order_n = np.argsort(costs_n, kind="stable")
+        sorted_n = costs_n[order_n]
+        distance_n[order_n[[0, -1]]] = np.inf
+        if n > 2 and sorted_n[-1] > sorted_n[0]:
+            distance_n[order_n[1:-1]] += (sorted_n[2:] - sorted_n[:-2]) / (sorted_n[-1] - sorted_n[0])
+    return distance_n
