@@ -167,3 +167,10 @@ def test_train_refuses_a_folder_with_another_experiment(tiny: Path, tmp_path: Pa
 def test_training_that_diverges_exits_1(tiny: Path, tmp_path: Path) -> None:
     done = archsearch("train", tiny, "--out", tmp_path / "run", "--lr", "1e30", "--threads", 1, code=1)
     assert "non-finite" in done.stderr
+
+
+def test_show_says_for_each_layer_which_kernels_it_would_use_and_why() -> None:
+    lines = archsearch("show", "specs/samba_tiny.yaml", "--kernels", "cpu").stdout.splitlines()
+    assert "layers.0: ssd: torch (the model is on cpu)" in lines
+    assert "layers.0: short_conv: torch (the model is on cpu)" in lines
+    assert any(line.startswith("layers.2: packed_attention: torch") for line in lines)
