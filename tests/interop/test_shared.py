@@ -27,7 +27,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)
+@pytest.fixture(params=CONFIGS.values(), ids=list(CONFIGS))
 def source(request: pytest.FixtureRequest) -> Any:
     fields = {
         "vocab_size": 96,

@@ -12,6 +12,9 @@ from archsearch.interop.fields import Fields
 LATENT_EPS = 1e-6
 """Of the norms of the latents: a constant in transformers, whatever rms_norm_eps is."""
 
+LINEAR = {"full_attn_layers", "kda_layers", "head_dim", "num_heads", "short_conv_kernel_size"}
+"""What checkpoints say of Kimi Delta Attention, which transformers turns into fields of the config."""
+
 Make = Callable[[Fields, str], Part]
 
 
@@ -20,6 +23,10 @@ def trunk(c: Fields) -> Trunk:
 
 
 def layers(c: Fields) -> Iterator[Part]:
+    c.agree(mla_use_nope=True, moe_layer_freq=1)
+    c.agree(moe_router_activation_func="sigmoid", topk_method="noaux_tc", use_grouped_topk=True)
+    for name in (c.get("linear_attn_config") or {}).keys() - LINEAR:
+        c.refuse("linear_attn_config", f"{name!r} is unknown here")
     yield from blocks(c, kda, mla)
 
 
@@ -88,4 +95,14 @@ def moe(c: Fields, at: str) -> Part:
 
 DERIVED = dict.fromkeys(("qk_head_dim", "head_dim"), "qk_nope_head_dim and qk_rope_head_dim say it")
 IGNORED = {"tie_word_embeddings": "transformers never ties this family's head", **DERIVED}
-FAMILY = Family(("kimi_linear",), trunk, layers, ignored=IGNORED)
+FAMILY = Family(
+    ("kimi_linear",),
+    trunk,
+    layers,
+    ignored={
+        **IGNORED,
+        "first_k_dense_replace": "mlp_layer_types says it",
+        "num_nextn_predict_layers": "transformers does not build them",
+        "rope_theta": "nothing is rotated",
+    },
+)
