@@ -62,6 +62,7 @@ class Parzen:
         self._open: dict[str, None] = {}
         self._told: list[_Told] = []
         self._seen: set[str] = set()
+        self._combinations: set[frozenset[tuple[str, Any]]] = set()
         self._codes = _Codes(len(space.holes))
         self._rows: dict[str, Floats] = {}
 
@@ -73,7 +74,9 @@ class Parzen:
         good, rest = self._split()
         if not good:
             return RandomChooser(rng)
-        drawn = [self._draw(good, rng) for _ in range(CANDIDATES)]
+        drawn = self._new([self._draw(good, rng) for _ in range(CANDIDATES)])
+        if not drawn:
+            return RandomChooser(rng)
         score_c = self._log_density(drawn, good) - self._log_density(drawn, rest[-LATEST:])
         order = [drawn[i] for i in np.argsort(-score_c, kind="stable")]
         for params in order[:TRIES]:
@@ -87,9 +90,15 @@ class Parzen:
     def replay(self, trial: str, seed: int, params: Mapping[str, Any]) -> Chooser:
         return ReplayChooser(params)
 
+    def _new(self, drawn: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Those that were not proposed before, once each."""
+        found = {frozenset(params.items()): params for params in drawn}
+        return [params for key, params in found.items() if key not in self._combinations]
+
     def taken(self, trial: str, candidate: Candidate) -> None:
         self._params[trial] = candidate.params
         self._open[trial] = None
+        self._combinations.add(frozenset(candidate.params.items()))
         if candidate.experiment is not None:
             self._seen.add(candidate.experiment.hash)
 
