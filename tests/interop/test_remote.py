@@ -253,6 +253,17 @@ def test_saved_again_and_imported(
         assert torch.equal(again(ids_bl).logits, models[name](ids_bl))
 
 
+def test_bfloat16(name: str, tmp_path: Path) -> None:
+    """Dtypes are those of the weights, also where one tensor is kept finer than the rest."""
+    model = built(spec_of(name)).to(torch.bfloat16)
+    write_remote(model, tmp_path)
+    loaded = ArchsearchForCausalLM.from_pretrained(tmp_path)
+    held, ours = loaded.model.state_dict(), model.state_dict()
+    assert all(held[key].dtype == ours[key].dtype and torch.equal(held[key], ours[key]) for key in ours)
+    with torch.no_grad():
+        assert torch.equal(loaded(prompts()[0]).logits, model(prompts()[0]))
+
+
 def test_training(loaded: Any) -> None:
     """Padding on the right does no harm; the loss is the shifted cross-entropy of real tokens."""
     ids_bl, mask_bl = padded(left=False)

@@ -85,6 +85,8 @@ class ArchsearchForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = ArchsearchConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
+    _no_split_modules = {"Block"}  # noqa: RUF012 (transformers' own form)
+    _keep_in_fp32_modules_strict = {"selection_bias"}  # noqa: RUF012 (as routers keep it in any dtype)
     _is_stateful = True  # no assisted generation: it takes back tokens
 
     def __init__(self, config: ArchsearchConfig):
