@@ -61,7 +61,7 @@ def t_tail(t: float, df: float) -> float:
     """Probability that Student's t with df degrees of freedom lies beyond ±|t|."""
     if math.isinf(t):
         return 0.0
-    return incomplete_beta(df / 2, 0.5, df / (df + t * t))
+    return incomplete_beta(df / 2, 0.5, df / (df + t * t), t * t / (df + t * t))
 
 
 def t_quantile(level: float, df: float) -> float:
@@ -77,15 +77,16 @@ def t_quantile(level: float, df: float) -> float:
     return (low + high) / 2
 
 
-def incomplete_beta(a: float, b: float, x: float) -> float:
-    """The regularised incomplete beta function I_x(a, b) (DLMF 8.17.22, by Lentz's method)."""
-    if x <= 0 or x >= 1:
-        return float(x >= 1)
+def incomplete_beta(a: float, b: float, x: float, y: float) -> float:
+    """The regularised incomplete beta function I_x(a, b) (DLMF 8.17.22, by Lentz's method).
+
+    y: 1 - x, which the caller may know better than a difference from 1 can say.
+    """
+    if x <= 0 or y <= 0:
+        return float(x > 0)
     if x > (a + 1) / (a + b + 2):
-        return 1 - incomplete_beta(b, a, 1 - x)
-    front = math.exp(
-        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
-    )
+        return 1 - incomplete_beta(b, a, y, x)
+    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log(y))
     fraction, c, d = 1.0, 1.0, 0.0
     for i in range(1000):
         m = i // 2

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from archsearch.study import statistics as ours
@@ -21,9 +21,11 @@ def test_quantiles_are_those_of_the_tables(df: int, expected: float) -> None:
 
 @settings(max_examples=100)
 @given(st.floats(0.5, 300), st.floats(-60, 60))
+@example(2.0, 1e-8)
+@example(300.0, 60.0)
 def test_tails_are_scipys(df: float, t: float) -> None:
     stats = pytest.importorskip("scipy.stats")
-    assert ours.t_tail(t, df) == pytest.approx(2 * stats.t.sf(abs(t), df), rel=1e-9, abs=1e-14)
+    assert ours.t_tail(t, df) == pytest.approx(2 * stats.t.sf(abs(t), df), rel=1e-9, abs=0)
 
 
 @settings(max_examples=100)
@@ -33,7 +35,7 @@ def test_tests_and_ranks_are_scipys(a: list[float]) -> None:
     rng = np.random.default_rng(int(abs(sum(a)) * 1000))
     b = [round(x + y, 3) for x, y in zip(a, rng.normal(1, 2, len(a)).tolist(), strict=True)]
     welch, paired = ours.welch(a, b), ours.paired(a, b)
-    if np.std(a) > 0 and np.std(b) > 0:
+    if len(set(a)) > 1 and len(set(b)) > 1:
         theirs = stats.ttest_ind(a, b, equal_var=False)
         assert welch.p == pytest.approx(theirs.pvalue, rel=1e-7, abs=1e-12)
         low, high = theirs.confidence_interval(0.95)
