@@ -312,8 +312,9 @@ class TestRefusals:
     def test_a_cache_after_padding_on_the_right(self, loaded: Any) -> None:
         ids_bl, mask_bl = padded(left=False)
         assert loaded(ids_bl, attention_mask=mask_bl).past_key_values is None
-        with pytest.raises(ValueError, match="padded on the left"):
-            loaded(ids_bl, attention_mask=mask_bl, use_cache=True)
+        for asked in ({"use_cache": True}, {"past_key_values": StateCache()}):
+            with pytest.raises(ValueError, match="padded on the left"):
+                loaded(ids_bl, attention_mask=mask_bl, **asked)
 
     def test_padding_among_further_tokens(self, loaded: Any) -> None:
         ids = prompts()[0]

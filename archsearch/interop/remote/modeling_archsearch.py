@@ -138,7 +138,8 @@ class ArchsearchForCausalLM(PreTrainedModel, GenerationMixin):
         else:
             call = Call(_mask(attention_mask))
             losses = call.losses
-            if cache is None and self._wants_cache(use_cache, attention_mask, labels):
+            asked = use_cache if cache is None else True
+            if self._wants_cache(asked, attention_mask, labels) and cache is None:
                 cache = StateCache()
             if cache is None:
                 logits_blv = self.model(input_ids, call)
