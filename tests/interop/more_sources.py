@@ -18,6 +18,14 @@ def routed(draw: Draw) -> Fields:
     }
 
 
+def stretched(draw: Draw) -> Fields:
+    """Rotations, at times for longer contexts, in DeepSeek-V3's own way."""
+    plain = {"rope_type": "default", "rope_theta": draw.choice([500.0, 10000.0])}
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+    mscales = draw.choice([{}, {"mscale": 1.0, "mscale_all_dim": 0.7}, {"mscale_all_dim": 1.0}])
+    return {"rope_parameters": draw.choice([plain, plain | yarn | mscales])}
+
+
 def latent(draw: Draw) -> Fields:
     heads = draw.choice([2, 3])
     return {
@@ -59,14 +67,17 @@ def bailing_hybrid(draw: Draw) -> Fields:
     fields = kimi_linear(draw)
     for name in ("q_lora_rank", "linear_num_heads", "linear_head_dim", "linear_conv_kernel_dim"):
         del fields[name]
-    return fields | {
-        "config": "BailingHybridConfig",
-        "head_dim": draw.choice([8, 12]),
-        "short_conv_kernel_size": draw.choice([3, 4]),
-        "kda_safe_gate": coin(draw),
-        "kda_lower_bound": draw.choice([-2.0, -5.0]),
-        "rope_theta": draw.choice([500.0, 10000.0]),
-    }
+    return (
+        fields
+        | stretched(draw)
+        | {
+            "config": "BailingHybridConfig",
+            "head_dim": draw.choice([8, 12]),
+            "short_conv_kernel_size": draw.choice([3, 4]),
+            "kda_safe_gate": coin(draw),
+            "kda_lower_bound": draw.choice([-2.0, -5.0]),
+        }
+    )
 
 
 @family
@@ -187,6 +198,7 @@ def deepseek_v3(draw: Draw) -> Fields:
         stack(draw)
         | latent(draw)
         | routed(draw)
+        | stretched(draw)
         | {
             "config": "DeepseekV3Config",
             "rms_norm_eps": draw.choice([1e-5, 1e-2]),
@@ -195,7 +207,6 @@ def deepseek_v3(draw: Draw) -> Fields:
             "q_lora_rank": draw.choice([None, 14]),
             "first_k_dense_replace": draw.choice([0, 1]),
             "rope_interleave": coin(draw),
-            "rope_theta": draw.choice([500.0, 10000.0]),
         }
     )
 

@@ -29,9 +29,8 @@ def kda(c: Fields, at: str) -> Part:
 
 
 def mla(c: Fields, at: str) -> Part:
-    return kimi_linear.latent_attention(
-        c, at, q_rank=None, gate="g_proj", rope=parts.rope(c) | {"interleaved": True}
-    )
+    rotation = kimi_linear.rotation(c, interleaved=True)
+    return kimi_linear.latent_attention(c, at, q_rank=None, gate="g_proj", **rotation)
 
 
 FAMILY = Family(

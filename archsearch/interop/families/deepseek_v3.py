@@ -16,11 +16,12 @@ def trunk(c: Fields) -> Trunk:
 
 def layers(c: Fields) -> Iterator[Part]:
     c.understood(kimi_linear.mlp, kimi_linear.moe)
-    rope = parts.rope(c) | ({"interleaved": True} if c.rope_interleave else {})
+    c.agree(moe_layer_freq=1, scoring_func="sigmoid", topk_method="noaux_tc")
+    rotation = kimi_linear.rotation(c, c.rope_interleave)
     for i in range(c.num_hidden_layers):
         at = f"model.layers.{i}"
         channel = kimi_linear.mlp if i < c.first_k_dense_replace else kimi_linear.moe
-        attend = kimi_linear.latent_attention(c, f"{at}.self_attn", q_rank=c.q_lora_rank, rope=rope)
+        attend = kimi_linear.latent_attention(c, f"{at}.self_attn", q_rank=c.q_lora_rank, **rotation)
         yield attend.normed(f"{at}.input_layernorm")
         yield channel(c, f"{at}.mlp").normed(f"{at}.post_attention_layernorm")
 
@@ -29,5 +30,10 @@ FAMILY = Family(
     ("deepseek_v3",),
     trunk,
     layers,
-    ignored={**kimi_linear.DERIVED, "num_nextn_predict_layers": "transformers does not build them"},
+    ignored={
+        **kimi_linear.DERIVED,
+        "num_nextn_predict_layers": "transformers does not build them",
+        "ep_size": "how it is computed, not what",
+        **dict.fromkeys(("aux_loss_alpha", "seq_aux"), "for training"),
+    },
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from math import log
 from typing import Any
 
 from archsearch.interop import parts
@@ -52,6 +53,28 @@ def kda(c: Fields, at: str) -> Part:
 
 def mla(c: Fields, at: str) -> Part:
     return latent_attention(c, at, q_rank=c.q_lora_rank, rope="none")
+
+
+def rotation(c: Fields, interleaved: bool) -> dict[str, Any]:
+    """The fields `rope` and `scale` of rotated latent attention, stretched as by DeepSeek-V3's relatives.
+
+    With m(x) = 1 + 0.1 x log(factor), the rotated channels are multiplied by m(mscale) / m(mscale_all_dim),
+    and the scores by m(mscale_all_dim)^2.
+    """
+    rope = parts.rope(c, harmless=("mscale", "mscale_all_dim"))
+    fields = {"rope": rope | ({"interleaved": True} if interleaved else {})}
+    mscale, over_all = (c.rope_parameters.get(name) for name in ("mscale", "mscale_all_dim"))
+    if "scaling" not in rope or not over_all:
+        return fields
+    scaling = rope["scaling"]
+
+    def m(x: float) -> float:
+        return 1 + 0.1 * x * log(max(1, scaling["factor"]))
+
+    if scaling["kind"] == "yarn" and mscale:
+        scaling.setdefault("attention_factor", m(mscale) / m(over_all))
+    head_dim = c.qk_nope_head_dim + c.qk_rope_head_dim
+    return fields | {"scale": head_dim**-0.5 * m(over_all) ** 2}
 
 
 def latent_attention(c: Fields, at: str, **fields: Any) -> Part:
