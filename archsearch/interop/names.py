@@ -48,6 +48,17 @@ def rope(layer: Any, spec: ModelSpec) -> Config | None:
     return found
 
 
+def latent_rope(layer: Any, spec: ModelSpec) -> Config | None:
+    """`rope_parameters` of latent attention, whose stretch may scale the scores too: by m(mscale_all_dim)^2,
+    where m(x) = 1 + 0.1 x log(factor)."""
+    found = rope(layer, spec)
+    factor = found.get("factor", 1.0) if found else 1.0
+    m = math.sqrt(layer.scale * math.sqrt(layer.nope_dim + layer.rope_dim))
+    if found and factor > 1 and not math.isclose(m, 1):
+        found["mscale_all_dim"] = (m - 1) / (0.1 * math.log(factor))
+    return found
+
+
 def _expand(layer: Any, spec: ModelSpec) -> Any:
     """Configs hold whole numbers. Some do not read theirs, and others refuse heads that do not fit it."""
     expand = _whole(layer.expand)
@@ -173,7 +184,8 @@ LAYERS: dict[str, dict[str, Reader]] = {
         "qk_rope_head_dim": of("rope_dim"),
         "v_head_dim": of("value_dim"),
         "attention_bias": of("bias"),
-        "rope_parameters": rope,
+        "rope_parameters": latent_rope,
+        "max_position_embeddings": _longest,
     },
     "mlp": {
         **dict.fromkeys(("intermediate_size", "shared_intermediate_size"), of("hidden")),

@@ -145,13 +145,14 @@ def _proposal(layout: Layout, target: Target) -> Config:
 
 def write_native(model: LanguageModel, match: Match, folder: Path) -> None:
     """config.json, with the spec in it for those who import it again, and the weights."""
-    weights = model.state_dict()
     with Unallocated():
         theirs = _class_of(match.config)(match.config)
-    shapes = theirs.state_dict()
-    found = scatter(match.blueprint.rules, weights, shapes)
-    theirs.load_state_dict(found, strict=False, assign=True)
+    found = scatter(match.blueprint.rules, model.state_dict(), theirs.state_dict())
+    report = theirs.load_state_dict(found, strict=False, assign=True)
     theirs.tie_weights()
+    empty = [name for name, tensor in theirs.state_dict().items() if tensor.is_meta]
+    assert not empty, empty
+    assert not report.unexpected_keys, report.unexpected_keys
     theirs.config.archsearch_spec = model.spec.dump()
     theirs.config.dtype = model.embedding.weight.dtype
     theirs.save_pretrained(folder)
