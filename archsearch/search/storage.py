@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 DATABASE = "optuna.db"
 """In the run's folder, unless the space names another storage."""
 
-PERIOD_SECONDS = 2.0
+PERIOD_SECONDS = 5.0
+"""Also before the first look: the start of a sweep has enough to do."""
 RETRY_SECONDS = 30.0
 PATIENCE_SECONDS = 20.0
 """How long the end of a sweep waits for the storage."""
@@ -94,9 +95,10 @@ class _Following:
     def run(self) -> None:
         mirror: StorageMirror | None = None
         over = False
+        pause = PERIOD_SECONDS
         while not over:
+            over = self.ending.wait(pause)
             pause = PERIOD_SECONDS
-            over = self.ending.is_set()
             try:
                 mirror = mirror or self.open_mirror()
                 mirror.catch_up()
@@ -104,8 +106,6 @@ class _Following:
                 # Whatever is wrong with it: the sweep does not depend on the storage.
                 mirror, pause = None, RETRY_SECONDS
                 self._tell(error)
-            if not over:
-                self.ending.wait(pause)
         if mirror is not None:
             mirror.close()
 
@@ -187,11 +187,8 @@ def frozen_trial(space: SearchSpace, known: Mapping[str, Any], with_params: bool
     objectives = list(space.settings.objectives)
     distributions = _distributions(space, known.get("params", {})) if with_params else {}
     attributes = _attributes(known)
-    attributes |= {
-        f"params.{name}": value
-        for name, value in known.get("params", {}).items()
-        if name not in distributions
-    }
+    if derived := {name: v for name, v in known.get("params", {}).items() if name not in distributions}:
+        attributes["params"] = derived
     state = TrialState[_STATES[known["state"]]]
     found = known.get("values") or {}
     values = [found[name] for name in objectives if found.get(name) is not None]
