@@ -51,8 +51,6 @@ def find(spec: ModelSpec, itemsize: int = 4) -> tuple[Match | None, dict[str, st
     """
     reasons: dict[str, str] = {}
     for target in TARGETS:
-        if target.model_type not in FAMILIES:
-            continue
         try:
             return fit(spec, target, itemsize), reasons
         except Mismatch as mismatch:

@@ -5,7 +5,6 @@ A proposal may be wrong: whoever uses one reads it back with the family's own im
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -162,20 +161,9 @@ def _smollm3(layout: Layout) -> Config:
 
 
 def _deepseek_v3(layout: Layout) -> Config:
-    mla = layout.first("mla")
-    turned = mla.rope
+    turned = layout.first("mla").rope
     dense = sum(unit[-1].kind == "mlp" for unit in layout.units)
-    found: Config = {
-        "first_k_dense_replace": dense,
-        "rope_interleave": turned is not None and turned.interleaved,
-    }
-    factor = turned.scaling.factor if turned is not None and turned.scaling is not None else None
-    if factor is not None and factor > 1:
-        # It multiplies the scores by (1 + 0.1 mscale_all_dim log(factor))^2.
-        scaled = mla.scale * math.sqrt(mla.nope_dim + mla.rope_dim)
-        over_all = (math.sqrt(scaled) - 1) / (0.1 * math.log(factor))
-        found["rope_parameters"] = {**(rope(mla, layout.spec) or {}), "mscale_all_dim": over_all}
-    return found
+    return {"first_k_dense_replace": dense, "rope_interleave": turned is not None and turned.interleaved}
 
 
 def _recurrent_gemma(layout: Layout) -> Config:
