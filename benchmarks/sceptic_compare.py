@@ -27,7 +27,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import spearmanr, wilcoxon
 
+from archsearch.experiment import Experiment
 from archsearch.search.halving import Halving
+from archsearch.search.holes import Filled
 from archsearch.search.samplers import Proposer
 from archsearch.search.settings import SearchSpec
 from archsearch.search.space import SearchSpace, read_space
@@ -61,6 +63,19 @@ ARMS = (
     Arm("evolution + halving", "evolution", "halving"),
 )
 DEFAULT = "tpe + halving"
+
+
+class Remembered(SearchSpace):
+    """A space that reads every candidate once: comparing asks for the same few hundred again and again."""
+
+    def experiment(self, filled: Filled) -> Experiment:
+        key = frozenset(filled.params.items())
+        if key not in _EXPERIMENTS:
+            _EXPERIMENTS[key] = super().experiment(filled)
+        return _EXPERIMENTS[key]
+
+
+_EXPERIMENTS: dict[frozenset[tuple[str, Any]], Experiment] = {}
 
 
 @dataclass
@@ -101,7 +116,7 @@ def search(space: SearchSpace, table: Table, arm: Arm, seed: int, budget: float)
     """One search with this budget, in whole trainings."""
     spec = SearchSpec(sampler=arm.sampler, scheduler=arm.scheduler, seed=seed)  # type: ignore[arg-type]
     settings = space.settings.model_copy(update={"search": spec})
-    space = SearchSpace(space.source, space.text, settings, space.sections)
+    space = Remembered(space.source, space.text, settings, space.sections)
     proposer, trace = Proposer(space), Trace()
     halving = None
     if spec.halving is not None:

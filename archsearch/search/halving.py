@@ -64,13 +64,16 @@ class Halving:
         """A trial that waited at a rung goes on."""
         self._promoted[level].add(trial)
 
-    def promotable(self) -> tuple[str, int] | None:
-        """A waiting trial that is among the best of its rung, of the highest rung that has one."""
+    def promotable(self, last: bool = False) -> tuple[str, int] | None:
+        """A waiting trial that is among the best of its rung, of the highest rung that has one.
+
+        last: no further trial will come, so that even a rung of few has a best one.
+        """
         if self.spec.type != "promotion":
             return None
         for level in reversed(range(len(self.rungs))):
             rung, promoted = self.rungs[level], self._promoted[level]
-            best = len(rung) // self.spec.eta
+            best = math.ceil(len(rung) / self.spec.eta) if last else len(rung) // self.spec.eta
             if best <= len(promoted):
                 continue
             ranks = self._ranks(rung)

@@ -301,7 +301,11 @@ class Sweep:
         return objective_values(self.space.settings.objectives, costs, metrics)
 
     def _promotable(self) -> str | None:
-        found = self._halving.promotable() if self._halving is not None else None
+        """A trial that waits at a rung and may go on."""
+        if self._halving is None:
+            return None
+        none_comes = self.begun >= self.trials or self._is_exhausted()
+        found = self._halving.promotable(last=none_comes and "running" not in self.counts())
         return None if found is None else found[0]
 
     def _drop_checkpoints(self, trial: str) -> None:

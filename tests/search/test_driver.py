@@ -195,6 +195,33 @@ def workers(run: Path) -> Iterator[tuple[int, str]]:
             yield int(found[1]), inodes[int(found[2])]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["stopping", "promotion"])
+def test_rungs_survive_kills(start: Start, tmp_path: Path, kind: str) -> None:
+    """Killed three times on its way; every trial passes each rung once, and ends once."""
+    text = (SPACES / "halving.yaml").read_text()
+    space = tmp_path / "space.yaml"
+    space.write_text(text.replace("scheduler: halving", f"scheduler: {{halving: {{type: {kind}}}}}"))
+    run = tmp_path / "run"
+    for rungs in (1, 4, 7):
+        process = start(str(space), run)
+        wait_for(lambda rungs=rungs: len([e for e in events(run) if "rung" in e]) >= rungs)
+        process.kill()
+        process.communicate()
+    assert ended(start(str(space), run)) == 0
+    study = Study.read(run)
+    assert study.status == "finished"
+    assert study.counts().keys() == {"complete", "stopped"}
+    assert sum(study.counts().values()) == 8
+    for trial in study.trials.values():
+        assert [rung["level"] for rung in trial.rungs] == list(range(len(trial.rungs)))
+        ends = [e for e in events(run) if e["trial"] == trial.id and e["state"] in ("complete", "stopped")]
+        assert len(ends) == 1
+        assert len(trial.rungs) == 2 or trial.state == "stopped"
+    assert all(trial.spread.keys() == {"recall", "perplexity"} for trial in study.complete)
+    assert not list(run.rglob("checkpoint.pt"))
+
+
 def test_text_that_is_not_there_is_refused_before_anything_runs(tmp_path: Path) -> None:
     space = tmp_path / "space.yaml"
     text = (SPACES / "failing.yaml").read_text()

@@ -87,7 +87,10 @@ def test_promotion_takes_the_best_of_the_highest_rung() -> None:
     assert halving.promotable() == ("b", 0)
     halving.promote("b", 0)
     assert halving.promotable() is None
+    assert halving.promotable(last=True) is None
     halving.record("b", 1, [0.7, 3.0])
+    assert halving.promotable() is None
+    assert halving.promotable(last=True) == ("b", 1)
     for name, values in (("c", [0.1, 9.0]), ("d", [0.9, 2.0])):
         halving.record(name, 0, values)
     assert halving.promotable() == ("d", 0)
