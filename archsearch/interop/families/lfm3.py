@@ -29,7 +29,7 @@ def layers(c: Fields) -> Iterator[Part]:
 
 
 def windowed(c: Fields, at: str) -> Part:
-    return attention(c, at, "sliding_attention", window=c.sliding_window)
+    return attention(c, at, "sliding_attention", window=c.needed("sliding_window"))
 
 
 def attention(c: Fields, at: str, kind: str = "full_attention", **fields: Any) -> Part:
