@@ -57,10 +57,20 @@ def watch(run: Run, interval: Annotated[float, typer.Option(min=0.05, help="Seco
 
 
 def report(
-    run: Run, out: Annotated[Path | None, typer.Option(help="Where to write; default: the run.")] = None
+    run: Run,
+    out: Annotated[Path | None, typer.Option(help="Where to write; default: the run.")] = None,
+    tensorboard: Annotated[bool, typer.Option(help="Also TensorBoard's event files, a trial each.")] = False,
 ) -> None:
     """Write the front as PNG, HTML, CSV and Parquet."""
     from archsearch.ui.report import write_report
 
     write_report(run, out)
     print(f"wrote {(out or run) / 'report.html'}, front.png, trials.csv and trials.parquet")
+    if tensorboard:
+        from archsearch.study import Study
+        from archsearch.ui.tensorboard import FOLDER, write_tensorboard
+
+        study = Study.read(run)
+        study.read_curves()
+        trials = write_tensorboard(study, (out or run) / FOLDER)
+        print(f"wrote {trials} trials: tensorboard --logdir {(out or run) / FOLDER}")
