@@ -215,8 +215,11 @@ def _points(study: Study, request: Request) -> dict[str, Point]:
 
 def _spec_of(run: Path, trial: str) -> Path:
     """The trial's experiment; a published run may hold its front alone."""
-    own = run / TRIALS / trial / SPEC
-    return own if own.exists() else run / FRONT / f"{trial}.yaml"
+    places = (run / TRIALS / trial / SPEC, run / FRONT / f"{trial}.yaml")
+    for place in places:
+        if place.exists():
+            return place
+    raise StudyError(f"{run}: trial {trial} has no experiment file: expected {places[0].relative_to(run)}")
 
 
 def _baseline(path: str, model: Experiment) -> Experiment:

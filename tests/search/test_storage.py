@@ -80,7 +80,7 @@ def assert_agrees(run: Path, space: SearchSpace) -> None:
 
 
 def test_the_storage_says_what_the_record_says(tmp_path: Path) -> None:
-    space = space_of(tmp_path, ("trials: 4", "trials: 20"))
+    space = space_of(tmp_path, ("trials: 4", "trials: 12"))
     sweep = Sweep(space, tmp_path / "run")
     with mirrored(space, tmp_path / "run", sweep.log):
         work(sweep)
@@ -99,7 +99,7 @@ def test_the_storage_says_what_the_record_says(tmp_path: Path) -> None:
 
 def test_a_storage_left_behind_is_caught_up(tmp_path: Path) -> None:
     """As after a kill: the record is ahead, a trial runs; and again from nothing."""
-    space, run = space_of(tmp_path, ("trials: 4", "trials: 12")), tmp_path / "run"
+    space, run = space_of(tmp_path, ("trials: 4", "trials: 8")), tmp_path / "run"
     sweep = Sweep(space, run)
     work(sweep, at_most=3)
     with mirrored(space, run, sweep.log):
