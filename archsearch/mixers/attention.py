@@ -42,15 +42,14 @@ class AttentionMixer(Mixer):
         super().__init__(spec, around, project)
         assert spec.kv_heads is not None, "resolve the spec first"
         assert spec.head_dim is not None
-        assert spec.value_dim is not None
         assert spec.scale is not None
-        self.head_dim, self.value_dim = spec.head_dim, spec.value_dim
+        self.head_dim, self.value_dim = spec.head_dim, spec.value_dim or spec.head_dim
         self.window, self.kernels = spec.window, around.kernels
         self.scale, self.softcap = spec.scale, spec.softcap
         self.kernel = attention_kernel(
             around.kernels,
             key_width=spec.head_dim,
-            value_width=spec.value_dim,
+            value_width=self.value_dim,
             window=spec.window,
             softcap=spec.softcap,
             sinks=spec.sinks,

@@ -371,7 +371,7 @@ def stacks(draw: Draw, d_model: int, depth: int) -> list[Any]:
 def asked_and_asking(draw: Draw, d_model: int) -> list[Any]:
     """An attention layer and one that reads its keys and values, and so takes much from it."""
     asked, asking = draw(attention_fields(d_model)), draw(attention_fields(d_model))
-    taken = ("kv_heads", "head_dim", "window", "rope")
+    taken = ("kv_heads", "head_dim", "value_dim", "window", "rope")
     asking = {name: value for name, value in asking.items() if name not in taken}
     asking["heads"] = asked.get("kv_heads", asked["heads"]) * draw(st.integers(1, 3))
     return [{"attention": asked | {"id": "asked"}}, {"attention": asking | {"kv_from": "asked"}}]

@@ -161,8 +161,8 @@ def test_matmuls_are_those_that_torch_counts(kind: str, fields: dict[str, Any]) 
         w = layer.widths()
         # A sink is one more token, and one more channel of queries, keys and values.
         sink = 1 if layer.sinks and layer.softcap is None else 0
-        width = max(layer.head_dim, layer.value_dim)
-        if sink or layer.head_dim != layer.value_dim:
+        width = max(layer.head_dim, layer.value_dim or 0)
+        if sink or layer.value_dim:
             width = multiple_of_8(width + sink)
         counted = 4 * layer.heads * width * (length + sink) ** 2 / length
         expected += (

@@ -85,6 +85,8 @@ class Attention(Layer):
         taken = {name: getattr(source, name) for name in (*widths, "window", "rope")}
         for name, value in taken.items():
             own = getattr(self, name)
+            if name == "value_dim" and value is None and own == source.head_dim:
+                continue
             unsaid = name not in self.model_fields_set or (own is None and name in widths)
             if own != value and not unsaid:
                 expected = f"{name} {_plain(value)}, that of {self.kv_from!r}, whose keys and values it reads"
@@ -107,7 +109,8 @@ class Attention(Layer):
                 "heads": heads,
                 "kv_heads": kv_heads,
                 "head_dim": head_dim,
-                "value_dim": self.value_dim or head_dim,
+                # Where they are equal, layers that differ in this alone are the same layer.
+                "value_dim": None if self.value_dim == head_dim else self.value_dim,
                 "scale": scale,
             }
         )
@@ -116,10 +119,10 @@ class Attention(Layer):
         assert self.heads is not None, "resolve the layer first"
         assert self.kv_heads is not None
         assert self.head_dim is not None
-        assert self.value_dim is not None
-        own, out = 0 if self.kv_from else self.kv_heads, self.heads * self.value_dim
+        own, value_dim = 0 if self.kv_from else self.kv_heads, self.value_dim or self.head_dim
+        out = self.heads * value_dim
         gate = {None: 0, "head": self.heads, "channel": out}[self.gate]
-        return Widths(self.heads * self.head_dim, own * self.head_dim, own * self.value_dim, gate, out)
+        return Widths(self.heads * self.head_dim, own * self.head_dim, own * value_dim, gate, out)
 
     def projections(self, d_model: int) -> dict[str, tuple[int, ...]]:
         return {"qkv_proj": tuple(width for width in self.widths()[:-1] if width)}
