@@ -274,6 +274,17 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
+def continued(model: Any, ids_bl: Tensor, prefilled: int) -> tuple[Tensor, Any]:
+    """Logits (batch, length, vocab) of a prefill and a step for each later token, and the last state."""
+    with torch.no_grad():
+        logits, state = model.prefill(ids_bl[:, :prefilled])
+        outputs = list(logits.unbind(1))
+        for t in range(prefilled, ids_bl.shape[1]):
+            logits, state = model.step(ids_bl[:, t], state)
+            outputs.append(logits)
+    return torch.stack(outputs, 1), state
+
+
 def inputs(batch: int, length: int, d_model: int = D_MODEL, seed: int = 0) -> Tensor:
     return random(batch, length, d_model, seed=seed)
 

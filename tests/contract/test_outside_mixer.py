@@ -23,7 +23,7 @@ from archsearch.spec import ModelSpec, SpecError, model_cost, parse_spec
 from archsearch.spec.entries import layer_kinds
 from archsearch.ui.glyphs import layout_text, legend
 from contract.averages import define
-from contract.building import ids_of, model_of, relative
+from contract.building import continued, ids_of, model_of, relative
 
 
 @pytest.fixture
@@ -57,14 +57,9 @@ def test_is_read_costed_compiled_and_stepped() -> None:
     model = model_of(spec)
     assert sum(p.numel() for p in model.parameters()) == model_cost(spec).total.params
     ids_bl = ids_of(spec, 2, 9)
+    logits, state = continued(model, ids_bl, 4)
     with torch.no_grad():
-        truth = model(ids_bl)
-        logits, state = model.prefill(ids_bl[:, :4])
-        outputs = list(logits.unbind(1))
-        for t in range(4, 9):
-            logits, state = model.step(ids_bl[:, t], state)
-            outputs.append(logits)
-    assert relative(torch.stack(outputs, 1), truth) <= 1e-10
+        assert relative(logits, model(ids_bl)) <= 1e-10
     assert state.bytes() == 2 * model_cost(spec, 9, "float64").total.state_bytes
     fresh = compile_model(spec)
     assert (fresh.layers[0].layer.rate == 0.9).all()
