@@ -1,4 +1,4 @@
-"""Non-dominated fronts and crowding distances (doi 10.1109/4235.996017).
+"""Non-dominated fronts, and how the members of one lie (crowding distance: doi 10.1109/4235.996017).
 
 Shape legend: n candidates, m of one front, d objectives. All values are costs: less is better.
 """
@@ -35,3 +35,18 @@ def crowding(costs_nd: Floats) -> Floats:
         if n > 2 and sorted_n[-1] > sorted_n[0]:
             distance_n[order_n[1:-1]] += (sorted_n[2:] - sorted_n[:-2]) / (sorted_n[-1] - sorted_n[0])
     return distance_n
+
+
+def spread(costs_nd: Floats) -> list[int]:
+    """An order in which every beginning covers the front: the most balanced point, then always the one
+    farthest from those before it, each axis scaled to the front's own range."""
+    low_d = costs_nd.min(axis=0)
+    range_d = costs_nd.max(axis=0) - low_d
+    scaled_nd = (costs_nd - low_d) / np.where(range_d > 0, range_d, 1.0)
+    chosen = [int(np.argmin(scaled_nd.sum(axis=1)))]
+    distance_n = np.full(len(scaled_nd), np.inf)
+    while len(chosen) < len(scaled_nd):
+        distance_n = np.minimum(distance_n, np.linalg.norm(scaled_nd - scaled_nd[chosen[-1]], axis=1))
+        distance_n[chosen] = -1.0
+        chosen.append(int(np.argmax(distance_n)))
+    return chosen

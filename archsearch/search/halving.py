@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from archsearch.search.crowding import fronts
+from archsearch.search.crowding import fronts, spread
 from archsearch.search.settings import FRONT_ORDER, HalvingSpec
 
 Floats = npt.NDArray[np.float64]
@@ -103,20 +103,5 @@ def priority(costs_nd: Floats) -> npt.NDArray[np.intp]:
     """Indices of the `(n, d)` costs from first to last: front by front, spread out within each."""
     order: list[int] = []
     for front_m in fronts(costs_nd):
-        order += front_m[_spread(costs_nd[front_m])].tolist()
+        order += front_m[spread(costs_nd[front_m])].tolist()
     return np.array(order, dtype=np.intp)
-
-
-def _spread(costs_nd: Floats) -> list[int]:
-    """An order in which every beginning covers the front: the most balanced point, then always the one
-    farthest from those before it, each axis scaled to the front's own range."""
-    low_d = costs_nd.min(axis=0)
-    range_d = costs_nd.max(axis=0) - low_d
-    scaled_nd = (costs_nd - low_d) / np.where(range_d > 0, range_d, 1.0)
-    chosen = [int(np.argmin(scaled_nd.sum(axis=1)))]
-    distance_n = np.full(len(scaled_nd), np.inf)
-    while len(chosen) < len(scaled_nd):
-        distance_n = np.minimum(distance_n, np.linalg.norm(scaled_nd - scaled_nd[chosen[-1]], axis=1))
-        distance_n[chosen] = -1.0
-        chosen.append(int(np.argmax(distance_n)))
-    return chosen

@@ -1,10 +1,10 @@
 """Multi-objective tree-structured Parzen estimator (doi 10.1613/jair.1.13188), over conditional spaces.
 
-What was told is split into the good and the rest: by non-dominated front and, within one, by crowding
-distance; stopped trials come after all that were trained to their end, broken constraints last. Both are
-modelled by a mixture of kernels, one a trial, each over all of its parameters together, and of the prior.
-Candidates are drawn around good trials, and the one with the largest ratio of the two densities is proposed.
-A parameter that a trial does not have (a hole that did not exist) has the prior's density there.
+What was told is split into the good and the rest: by non-dominated front and, within one, so that every
+beginning is spread over it; stopped trials come after all that were trained to their end, broken constraints
+last. Both are modelled by a mixture of kernels, one a trial, each over all of its parameters together, and of
+the prior. Candidates are drawn around good trials, and the one with the largest ratio of the two densities is
+proposed. A parameter that a trial does not have (a hole that did not exist) has the prior's density there.
 
 Optuna's estimator does the same group by group of parameters that occur together, and takes seconds a
 proposal where a stack has many positions and a study thousands of trials; this one takes milliseconds.
@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from archsearch.search.choosers import Chooser, Label, RandomChooser, ReplayChooser
-from archsearch.search.crowding import crowding, fronts
+from archsearch.search.crowding import fronts, spread
 from archsearch.search.samplers import Result
 from archsearch.search.space import Candidate, SearchSpace
 
@@ -116,8 +116,7 @@ class Parzen:
             same = [told for told in ended if told.result.share == share]
             costs_nd = np.array([told.result.values for told in same]) * self.signs
             for front_m in fronts(costs_nd):
-                by_distance = np.argsort(-crowding(costs_nd[front_m]), kind="stable")
-                order += [same[m].trial for m in front_m[by_distance]]
+                order += [same[m].trial for m in front_m[spread(costs_nd[front_m])]]
             if len(order) >= count:
                 break
         good = order[:count]

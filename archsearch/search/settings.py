@@ -43,13 +43,14 @@ class HalvingSpec(Spec):
 
     type: stopping decides when a trial comes to a rung, and lets the first ones pass; promotion lets every
     trial wait there until it is among the best. start: share of the training tokens at the lowest rung; each
-    next one has eta times as many. by: the order at a rung: front (non-dominated fronts, spread out), or an
+    next one has eta times as many (on small models' recall, scores before a third of the training say little
+    of those at its end). by: the order at a rung: front (non-dominated fronts, spread out), or an
     objective's name.
     """
 
     type: Literal["stopping", "promotion"] = "stopping"
     eta: int = Field(default=3, ge=2, le=16)
-    start: float = Field(default=1 / 9, gt=0, lt=1)
+    start: float = Field(default=1 / 3, gt=0, lt=1)
     by: str = FRONT_ORDER
 
     @property

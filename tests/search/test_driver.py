@@ -200,8 +200,11 @@ def workers(run: Path) -> Iterator[tuple[int, str]]:
 def test_rungs_survive_kills(start: Start, tmp_path: Path, kind: str) -> None:
     """Killed three times on its way; every trial passes each rung once, and ends once."""
     text = (SPACES / "halving.yaml").read_text()
+    scheduler = f"scheduler: {{halving: {{type: {kind}, start: 0.112}}}}"
     space = tmp_path / "space.yaml"
-    space.write_text(text.replace("scheduler: halving", f"scheduler: {{halving: {{type: {kind}}}}}"))
+    space.write_text(
+        text.replace("scheduler: halving", f"scheduler: {{halving: {{type: {kind}, start: 0.112}}}}")
+    )
     run = tmp_path / "run"
     for rungs in (1, 4, 7):
         process = start(str(space), run)
