@@ -202,9 +202,7 @@ def test_rungs_survive_kills(start: Start, tmp_path: Path, kind: str) -> None:
     text = (SPACES / "halving.yaml").read_text()
     scheduler = f"scheduler: {{halving: {{type: {kind}, start: 0.112}}}}"
     space = tmp_path / "space.yaml"
-    space.write_text(
-        text.replace("scheduler: halving", f"scheduler: {{halving: {{type: {kind}, start: 0.112}}}}")
-    )
+    space.write_text(text.replace("scheduler: halving", scheduler))
     run = tmp_path / "run"
     for rungs in (1, 4, 7):
         process = start(str(space), run)
