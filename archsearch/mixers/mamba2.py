@@ -109,8 +109,9 @@ class Mamba2Mixer(Mixer):
 
     def _scan(self, conv_blc: Tensor, dt_blh: Tensor) -> tuple[Tensor, Tensor]:
         """Convolved x, B, C -> the scan's output with the skip D x, and the last state."""
-        x, B, C = self._heads(conv_blc)
-        kernel = self.scan_kernel.of(x)
+        # Under autocast the native convolution returns float32, and dt still has the projection's dtype.
+        kernel = self.scan_kernel.of(dt_blh)
+        x, B, C = self._heads(conv_blc if kernel is None else conv_blc.to(dt_blh.dtype))
         if kernel is not None:
             y, state = kernel(x, self._dt(dt_blh), self._A(), B, C, self.D)
             return y.flatten(-2), state

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from archsearch.compiler import compile_model
 from archsearch.mixers.base import Surroundings
-from archsearch.mixers.kernels import KernelError, Kernels, choice, trial
+from archsearch.mixers.kernels import KernelError, Kernels, calls, choice, trial
 from archsearch.mixers.kernels.choice import find
 from archsearch.mixers.kernels.table import OPERATIONS
 from archsearch.mixers.selective_scan import selective_scan_reference, selective_scan_step
@@ -286,3 +286,24 @@ def test_tensors_elsewhere_and_dtypes_without_a_kernel_take_the_native_path() ->
     here = choice.Choice("ssd", "kernel", "", lambda: None, ("torch.float32",), "cpu")
     assert here.of(torch.zeros(1)) is not None
     assert here.of(torch.zeros(1, dtype=torch.float64)) is None
+
+
+def test_mamba2s_scan_kernel_is_used_under_autocast_without_a_convolution_kernel() -> None:
+    spec = ModelSpec.model_validate(
+        {"d_model": 32, "vocab_size": 8, "layers": [{"mamba2": {"d_state": 16, "head_dim": 16}}]}
+    )
+    mixer = MIXERS["mamba2"](spec.nodes[0].layer, Surroundings(32))
+    mixer.reset_parameters(torch.Generator().manual_seed(0))
+    seen = []
+
+    def scan(x: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(x.dtype)
+        return calls.ssd(mamba_chunk_scan, x, *rest)
+
+    x = torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        native = mixer(x)
+        mixer.scan_kernel = choice.Choice("ssd", "kernel", "", scan, ("torch.bfloat16",), "cpu")
+        y = mixer(x)
+    assert seen == [torch.bfloat16]
+    torch.testing.assert_close(y, native, atol=0.02, rtol=0.02)
