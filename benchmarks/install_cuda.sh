@@ -77,21 +77,25 @@ PYTHON
   echo "$2: built in $((SECONDS - start)) s"
 }
 
+install() { # name of the wheel's package
+  "$python" -m pip install -q --no-deps --no-index --no-cache-dir --upgrade ${SITE:+--target "$SITE"} "$wheels/$1"-*.whl
+}
+
+# Both at the same time, and each installed as soon as it is built: the second may fail or be stopped.
 failed=0
 pids=()
 for archive in "$sources"/*.tar.gz; do
   name=$(basename "$archive")
-  build "$archive" "${name%%-*}" &
+  (
+    build "$archive" "${name%%-*}"
+    install "${name%%-*}"
+  ) &
   pids+=($!)
 done
 for pid in "${pids[@]}"; do
   wait "$pid" || failed=1
 done
 
-if ls "$wheels"/*.whl >/dev/null 2>&1; then
-  ls -l "$wheels"
-  "$python" -m pip install -q --no-deps --no-index --no-cache-dir --upgrade ${SITE:+--target "$SITE"} "$wheels"/*.whl
-fi
 cd "$here"
 PYTHONPATH="${SITE:+$SITE:}${PYTHONPATH:-}" "$python" -m archsearch.mixers.kernels
 exit $failed
