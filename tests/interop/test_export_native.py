@@ -71,7 +71,7 @@ def check_logits(hf: Any, ours: LanguageModel, times: float = TAIL) -> float:
     return difference / expected.abs().max().item()
 
 
-def check_greedy_text(hf: Any, ours: LanguageModel) -> None:
+def check_greedy_text(hf: Any, ours: LanguageModel, varied: bool = True) -> None:
     ids_bl = tokens(2, 11)
     hf.generation_config.eos_token_id = None
     with torch.no_grad():
@@ -298,7 +298,8 @@ def test_no_altered_model_is_exported_wrongly(seed: int, tmp_path: Path) -> None
         # Weights so large are ill-conditioned; another function is off by far more than some noise.
         check_logits(again, ours, times=10)
         if not match.notes:
-            check_greedy_text(again, ours)
+            # What an altered model says is nobody's choice: it may well repeat itself.
+            check_greedy_text(again, ours, varied=False)
         assert from_transformers(again)[0].hash == spec.hash
         return
 
