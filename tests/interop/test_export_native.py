@@ -77,7 +77,7 @@ def check_greedy_text(hf: Any, ours: LanguageModel, varied: bool = True) -> None
     with torch.no_grad():
         text_bl = continued_by_transformers(hf, ids_bl)
         assert shortfall(ours, ids_bl, text_bl) <= TIE
-    assert len(text_bl[0].unique()) > 2, "a model that repeats itself shows nothing"
+    assert not varied or len(text_bl[0].unique()) > 2, "a model that repeats itself shows nothing"
 
 
 def test_imported_again(trip: tuple[Any, ...]) -> None:
