@@ -16,7 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-from archsearch.search.ray_session import clear_up, ray_session
+from archsearch.search.place import Place, this_machine
+from archsearch.search.ray_session import clear_up
 from archsearch.search.space import SearchSpace
 from archsearch.search.storage import mirrored
 from archsearch.search.sweep import Sweep
@@ -68,46 +69,33 @@ def run_sweep(
     Ctrl-C ends the process at once.
 
     Raises StudyError where `out` is in use, or is a run over another space; SpecError where the space's text
-    cannot be read.
+    cannot be read, or its trials ask for resources that are not there.
     """
     space.check_data()
-    cpu = space.settings.resources.cpu
-    concurrency = space.settings.resources.concurrent or max(1, available_cpus() // cpu)
-    sweep = Sweep(space, out, trials, concurrency)
+    place = this_machine(space)
+    sweep = Sweep(space, out, trials, place.concurrency)
     stop = stop or threading.Event()
     with ExitStack() as stack:
         stack.callback(sweep.close)
         stack.enter_context(mirrored(space, out, sweep.log))
         reporter = None if open_reporter is None else stack.enter_context(open_reporter(out))
         if sweep.has_work:
-            _work(sweep, concurrency, reporter, stop)
+            _work(sweep, place, reporter, stop)
         front = sweep.write_front()
         interrupted = stop.is_set() and (sweep.has_work or "running" in sweep.counts())
         return SweepResult(out, front, sweep.counts(), interrupted, sweep.exhausted)
 
 
-def available_cpus() -> int:
-    """Cores this process may use: its affinity, and the share its control group is given (cgroup v2)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(cores, int(quota) // int(period)))
-    except (OSError, ValueError):
-        return max(1, cores)
-
-
-def _work(sweep: Sweep, concurrency: int, reporter: Reporter | None, stop: threading.Event) -> None:
+def _work(sweep: Sweep, place: Place, reporter: Reporter | None, stop: threading.Event) -> None:
     """One session: start Ray, train until there is nothing left or someone says stop."""
     state = "interrupted"
     sweep.log.session("started")
     try:
-        with _signals(sweep.out, stop, reporter) as reinstall:
-            cpu = sweep.space.settings.resources.cpu
-            with ray_session(sweep.out, concurrency * cpu, cpu) as folder:
-                reinstall()  # Ray's start replaces the handler of SIGTERM
-                from archsearch.search.tuning import tune_trials
+        with _signals(sweep.out, stop, reporter) as reinstall, place.session(sweep.out) as folder:
+            reinstall()  # Ray's start replaces the handler of SIGTERM
+            from archsearch.search.tuning import tune_trials
 
-                tune_trials(sweep, folder, concurrency, reporter, stop)
+            tune_trials(sweep, folder, place.concurrency, reporter, stop)
         sweep.settle()
         sweep.note_exhaustion()
         if not sweep.has_work and "running" not in sweep.counts():

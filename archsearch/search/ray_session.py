@@ -36,8 +36,10 @@ _LONGEST_BASE = 24
 
 
 @contextlib.contextmanager
-def ray_session(run: Path, cpus: int, threads: int) -> Iterator[Path]:
-    """Start Ray with `cpus` cores; yield a folder for its files. threads: BLAS threads of each worker.
+def ray_session(run: Path, cpus: int, threads: int, gpus: int = 0) -> Iterator[Path]:
+    """Start Ray with `cpus` cores and `gpus` GPUs; yield a folder for its files.
+
+    threads: BLAS threads of each worker.
 
     One session's daemons, sockets and files are its own: those of a killed one cannot disturb it.
     """
@@ -54,7 +56,7 @@ def ray_session(run: Path, cpus: int, threads: int) -> Iterator[Path]:
                 ray.init(
                     address="local",
                     num_cpus=cpus,
-                    num_gpus=0,
+                    num_gpus=gpus,
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level=logging.CRITICAL,

@@ -85,6 +85,9 @@ Scheduler = Annotated[
 ]
 
 
+LEAST_SHARE = 0.001
+"""Of a GPU; Ray counts ten-thousandths."""
+
 OWN_STORAGE, NO_STORAGE = "auto", "none"
 
 
@@ -124,10 +127,41 @@ class SearchSpec(Spec):
 
 
 class Resources(Spec):
-    """cpu: cores (and torch threads) a trial. concurrent: most trials at once; default: what fits."""
+    """What each trial is given.
+
+    cpu: cores (and torch threads). gpu: GPUs, a share of one (0.25: four trials on each) or a whole number;
+    above zero, trials train on CUDA. custom: amounts of resources that the nodes of a Ray cluster declare.
+    concurrent: most trials at once; default: what fits.
+    """
 
     cpu: int = Field(default=1, ge=1)
+    gpu: float = Field(default=0, ge=0, le=1024, allow_inf_nan=False)
+    custom: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
     concurrent: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Resources:
+        for name in self.custom:
+            if name.lower() in ("cpu", "gpu", "memory", "object_store_memory") or not name:
+                refuse(("custom", name), "expected the name of a custom resource; cpu and gpu have their own")
+        amounts = [(("gpu",), self.gpu), *((("custom", name), n) for name, n in self.custom.items())]
+        for where, amount in amounts:
+            if amount > 1 and amount != int(amount):
+                refuse(where, f"expected a share of one or a whole number, found {amount:g}")
+            if 0 < amount < LEAST_SHARE:
+                refuse(where, f"expected at least {LEAST_SHARE:g}, found {amount:g}")
+        return self
+
+    @property
+    def device(self) -> str:
+        """Where trials train."""
+        return "cuda" if self.gpu else "cpu"
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """A trial's share of a node, by Ray's names."""
+        gpu = {"GPU": self.gpu} if self.gpu else {}
+        return {"CPU": float(self.cpu), **gpu, **self.custom}
 
 
 def _parse_constraint(value: Any) -> Constraint:

@@ -26,7 +26,7 @@ def tune_trials(sweep: Sweep, folder: Path, concurrency: int, reporter: Any, sto
     """
     bridge = _Bridge(sweep, folder, concurrency, reporter, stop)
     tuner = tune.Tuner(
-        tune.with_resources(TrialWorker, {"cpu": sweep.space.settings.resources.cpu}),
+        tune.with_resources(TrialWorker, tune.PlacementGroupFactory([sweep.space.settings.resources.bundle])),
         tune_config=tune.TuneConfig(
             search_alg=_Handout(bridge),
             num_samples=-1,
@@ -82,7 +82,7 @@ class _Bridge:
             "stop": str(self.stop_file),
             "driver": os.getpid(),
             "threads": self.sweep.space.settings.resources.cpu,
-            "device": "cpu",
+            "device": self.sweep.space.settings.resources.device,
             "cwd": os.getcwd(),
             "goal": self.sweep.goal(trial),
             "seeds": self.sweep.space.search.seeds,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import json
 import os
 import statistics
@@ -75,6 +76,8 @@ class TrialWork:
     def close(self) -> None:
         """Free the memory and let go of the folder. What was not checkpointed is lost."""
         self._leave_run()
+        if self.device.startswith("cuda"):
+            _free_gpu()
         lock, self._lock = self._lock, None
         if lock is not None:
             os.close(lock)
@@ -184,6 +187,14 @@ class TrialWork:
         elif self.run is not None:
             cause["step"] = self.run.step
         return {"state": "failed", "cause": cause, "seconds": self.seconds}
+
+
+def _free_gpu() -> None:
+    """Give back what a trial's tensors held, those of a model that was only half built included."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def one_line(text: str, limit: int = 300) -> str:

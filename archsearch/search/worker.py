@@ -40,6 +40,8 @@ class TrialWorker(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.work.close()
+        if new_config["device"].startswith("cuda") and not _is_sound():
+            os._exit(1)
         self._take(new_config)
         return True
 
@@ -58,6 +60,17 @@ class TrialWorker(tune.Trainable):
             goal=config["goal"],
             seeds=config["seeds"],
         )
+
+
+def _is_sound() -> bool:
+    """Whether CUDA still works here: after a fault in a kernel, every later call of its process fails."""
+    import torch
+
+    try:
+        torch.cuda.synchronize()
+    except (RuntimeError, AssertionError):
+        return not torch.cuda.is_available()  # without CUDA a trial fails with a better message
+    return True
 
 
 def _die_with(run: Path, driver: int) -> None:
