@@ -1,0 +1,163 @@
+"""Training steps against other packages' models, and decoding."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+from typing import Any
+
+import gpu_rivals
+import torch
+import torch.nn.functional as F
+from gpu_models import SHAPES, build, spec_of, training_step
+from gpu_report import (
+    BARS,
+    BF16,
+    CUDA,
+    DEVICE,
+    Report,
+    explained,
+    limited,
+    ratio,
+    seconds,
+    synchronise,
+    tidy,
+)
+from torch import Tensor
+
+from archsearch.mixers.base import tensors_in
+from archsearch.spec import model_cost
+
+RIVAL_SECONDS = 75.0
+"""The longest that one other model may take."""
+
+
+def peak(report: Report) -> float:
+    """bf16 matmul FLOP/s that this device reaches."""
+
+    def run() -> dict[str, Any]:
+        side = 256 if report.smoke else 8192
+        a, b = torch.randn(2, side, side, device=DEVICE, dtype=BF16)
+        taken = seconds([lambda: a @ b], 10, warm=5)[0]
+        return {"flops": 2 * side**3 / median(taken)}
+
+    report.case("peak", run)
+    return float(report.rows.get("peak", {}).get("flops", float("nan")))
+
+
+def train(report: Report, sizes: list[str], contexts: list[int], kinds: list[str], *, compiled: bool) -> None:
+    top = peak(report)
+    for context in contexts:
+        for size in sizes:
+            for layout in kinds:
+                report.case(
+                    f"train/{size}/{context}/{layout}/{'compiled' if compiled else 'eager'}",
+                    partial(train_case, report, size, context, layout, compiled, top),
+                )
+
+
+def train_case(
+    report: Report, size: str, context: int, layout: str, compiled: bool, top: float
+) -> dict[str, Any]:
+    shape = SHAPES[size]
+    tokens = max(shape.tokens, context)
+    spec = spec_of(shape, layout)
+    ids = torch.randint(shape.vocab, (tokens // context, context), device=DEVICE)
+    model = build(spec)
+    if compiled:
+        for block in model.layers:
+            block.compile()
+    own = training_step(model, model, F.cross_entropy, ids)
+    row: dict[str, Any] = {"params": sum(p.numel() for p in model.parameters())}
+    (taken,) = seconds([own], report.rounds)
+    flops = 3 * model_cost(spec, context, "bfloat16").total.flops * tokens
+    row |= rates("own", taken, tokens)
+    row["own share of peak"] = round(flops / median(taken) / top, 4)
+    for name, rival in gpu_rivals.rivals(shape, layout, DEVICE):
+        row |= against(report, own, name, rival, ids, compiled)
+        tidy()
+    ratios = {name: value for name, value in row.items() if name.startswith("own / ")}
+    if ratios:
+        row["met"] = max(ratios.values()) <= BARS["train"]
+    if CUDA:
+        row["GiB at most"] = round(torch.cuda.max_memory_allocated() / 2**30, 1)
+        torch.cuda.reset_peak_memory_stats()
+    return row
+
+
+def against(
+    report: Report,
+    own: Callable[[], object],
+    name: str,
+    rival: Callable[[], gpu_rivals.Built],
+    ids: Tensor,
+    compiled: bool,
+) -> dict[str, Any]:
+    """Our steps and another model's, taking turns. One other model at a time is held in memory; one that
+    cannot be compiled runs as it is."""
+    row: dict[str, Any] = {}
+    for compile_it in (True, False) if compiled else (False,):
+        label = f"{name} (eager)" if compiled and not compile_it else name
+        try:
+            with limited(RIVAL_SECONDS):
+                other, logits = rival()
+                row[f"{label} params"] = sum(p.numel() for p in other.parameters())
+                if compile_it:
+                    gpu_rivals.compile_blocks(other)
+                its_step = training_step(other, logits, F.cross_entropy, ids)
+                its_step()  # alone, so that one that does not run costs no steps of ours
+                mine, its = seconds([own, its_step], report.rounds, warm=1)
+                return {**row, **rates(label, its, ids.numel()), f"own / {label}": ratio(mine, its)}
+        except Exception as error:  # it does not run here, or not beside ours: part of the result
+            row[f"{label} error"] = explained(error)
+        other = logits = its_step = None  # type: ignore[assignment]
+        tidy()
+    return row
+
+
+def rates(name: str, taken: list[float], tokens: int) -> dict[str, Any]:
+    return {f"{name} ms": round(1000 * median(taken), 2), f"{name} tokens/s": round(tokens / median(taken))}
+
+
+def decode(report: Report, sizes: list[str], contexts: list[int], kinds: list[str]) -> None:
+    for context in contexts:
+        for size in sizes:
+            for layout in kinds:
+                for batch in (1, 32):
+                    report.case(
+                        f"decode/{size}/{context}/{layout}/batch {batch}",
+                        partial(decode_case, report, size, context, layout, batch),
+                    )
+
+
+@torch.inference_mode()
+def decode_case(report: Report, size: str, context: int, layout: str, batch: int) -> dict[str, Any]:
+    """bf16 weights; the prompt is prefilled, then 32 tokens come one at a time."""
+    shape, tokens = SHAPES[size], 4 if report.smoke else 32
+    spec = spec_of(shape, layout)
+    model = build(spec).to(BF16).eval()
+    ids = torch.randint(shape.vocab, (1, context), device=DEVICE).expand(batch, -1).contiguous()
+    start = time.perf_counter()
+    _, state = model.prefill(ids)
+    synchronise()
+    first = time.perf_counter() - start
+    readings = []
+    for _ in range(3):
+        current, after = ids[:, -1], state
+        synchronise()
+        start = time.perf_counter()
+        for _ in range(tokens):
+            logits, after = model.step(current, after)
+            current = logits.argmax(-1)
+        synchronise()
+        readings.append(time.perf_counter() - start)
+    held = sum(t.numel() * t.element_size() for t in tensors_in(state.layers))
+    return {
+        "tokens/s": round(batch * tokens / median(readings)),
+        "ms a token": round(1000 * median(readings) / tokens, 3),
+        "prefill ms": round(1000 * first, 1),
+        "cache bytes a sequence": held // batch,
+        "by the cost model": model_cost(spec, context, "bfloat16").total.state_bytes,
+    }
