@@ -21,7 +21,7 @@ import json
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ from archsearch.search.halving import Halving
 from archsearch.search.holes import Filled
 from archsearch.search.samplers import Proposer
 from archsearch.search.settings import SearchSpec
-from archsearch.search.space import SearchSpace, read_space
+from archsearch.search.space import Candidate, SearchSpace, read_space
 from archsearch.study import hypervolume
 
 Floats = npt.NDArray[np.float64]
@@ -40,6 +40,7 @@ Floats = npt.NDArray[np.float64]
 HERE = Path(__file__).parent
 DIRECTIONS = ("maximize", "minimize")
 REFERENCE = (0.0, 16.0)
+MOST_PROPOSALS = 20_000
 GRID = 60
 """Points of the anytime curves."""
 
@@ -65,6 +66,16 @@ ARMS = (
 DEFAULT = "tpe + halving"
 
 
+class Scores(Protocol):
+    """What candidates come to, looked up or trained."""
+
+    def meet(self, candidate: Candidate) -> str | None: ...
+
+    def at(self, key: str, share: float) -> list[float]: ...
+
+    def final(self, key: str) -> list[float]: ...
+
+
 class Remembered(SearchSpace):
     """A space that reads every candidate once: comparing asks for the same few hundred again and again."""
 
@@ -87,9 +98,16 @@ class Table:
     points: dict[str, dict[str, Any]]
 
     @classmethod
-    def read(cls, path: Path) -> Table:
+    def read(cls, path: Path, space: SearchSpace) -> Table:
+        """The hashes are those of this version: the file's may be of an earlier one."""
         found = json.loads(gzip.decompress(path.read_bytes()))
-        return cls(found["shares"], found["tokens"], {point["hash"]: point for point in found["points"]})
+        points = {}
+        for point in found["points"]:
+            experiment = space.replay(point["params"]).experiment
+            assert experiment is not None, f"not a candidate of {space.source}: {point['params']}"
+            points[experiment.hash] = point
+        assert len(points) == len(found["points"]), "two rows of the table are one candidate"
+        return cls(found["shares"], found["tokens"], points)
 
     def shuffled(self, seed: int) -> Table:
         """The same scores, handed out to the candidates at random."""
@@ -103,6 +121,15 @@ class Table:
         assert abs(self.shares[near] - share) < 1e-6, f"the table has no scores at {share}"
         return list(self.points[key]["rungs"][near])
 
+    def meet(self, candidate: Candidate) -> str | None:
+        """A candidate's hash; None where the table, not finished, lacks it."""
+        assert candidate.experiment is not None
+        key = candidate.experiment.hash
+        return key if key in self.points else None
+
+    def final(self, key: str) -> list[float]:
+        return list(self.points[key]["final"])
+
     def best(self, split: str) -> float:
         points = [point[split] for point in self.points.values()]
         return hypervolume(points, REFERENCE, DIRECTIONS)
@@ -112,7 +139,7 @@ Trace = list[tuple[float, str]]
 """(trainings paid for so far, the candidate that was finished with them)."""
 
 
-def search(space: SearchSpace, table: Table, arm: Arm, seed: int, budget: float) -> Trace:
+def search(space: SearchSpace, table: Scores, arm: Arm, seed: int, budget: float) -> Trace:
     """One search with this budget, in whole trainings."""
     spec = SearchSpec(sampler=arm.sampler, scheduler=arm.scheduler, seed=seed)  # type: ignore[arg-type]
     settings = space.settings.model_copy(update={"search": spec})
@@ -122,12 +149,10 @@ def search(space: SearchSpace, table: Table, arm: Arm, seed: int, budget: float)
     if spec.halving is not None:
         halving = Halving(spec.halving, {name: o.direction for name, o in settings.objectives.items()})
     spent, ended, asked = 0.0, dict[str, tuple[list[float], float]](), 0
-    while spent < budget and len(ended) < len(table.points) and asked < 50 * len(table.points):
+    while spent < budget and asked < MOST_PROPOSALS:
         trial, asked = str(asked), asked + 1
-        candidate = proposer.ask(trial)
-        assert candidate.experiment is not None
-        key = candidate.experiment.hash
-        if key not in table.points:  # a table that was not finished
+        key = table.meet(proposer.ask(trial))
+        if key is None:
             proposer.forget(trial)
             continue
         if key not in ended:
@@ -146,7 +171,7 @@ def search(space: SearchSpace, table: Table, arm: Arm, seed: int, budget: float)
     return trace
 
 
-def train(table: Table, halving: Halving | None, trial: str, key: str) -> tuple[list[float], float]:
+def train(table: Scores, halving: Halving | None, trial: str, key: str) -> tuple[list[float], float]:
     """A candidate's values when it was stopped or finished, and the share of its training by then."""
     for level, share in enumerate(halving.shares if halving is not None else []):
         assert halving is not None
@@ -155,7 +180,7 @@ def train(table: Table, halving: Halving | None, trial: str, key: str) -> tuple[
         halving.record(trial, level, values)
         if decision == "stop":
             return values, share
-    return list(table.points[key]["final"]), 1.0
+    return table.final(key), 1.0
 
 
 def curve(table: Table, trace: Trace, grid: Floats, split: str = "final") -> Floats:
@@ -267,7 +292,8 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=60.0, help="in whole trainings")
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
-    space, table = read_space(arguments.space), Table.read(arguments.table)
+    space = read_space(arguments.space)
+    table = Table.read(arguments.table, space)
     print(f"{len(table.points)} candidates, {table.tokens:,} tokens each; {arguments.seeds} seeds\n")
     print(correlations(table))
     found = run(space, table, ARMS, arguments.seeds, arguments.budget)
