@@ -4,7 +4,7 @@
 #   benchmarks/install_cuda.sh [SOURCES] [WHEELS]
 #
 # SOURCES: a folder with their source archives (*.tar.gz); left out, they are downloaded. WHEELS: where the built
-# wheels go (default: ./wheels); what is there already is installed, not built again. SITE: a folder to install
+# wheels and logs go (default: ./wheels); what is there already is installed, not built again. SITE: a folder to install
 # into instead of the environment of `python3` (then also to be put on PYTHONPATH). PYTHON: another interpreter.
 #
 # Their own setup.py builds for nine GPU architectures, which takes most of an hour; here for the one that is
@@ -67,11 +67,11 @@ PYTHON
   (
     cd "$folder"
     export CAUSAL_CONV1D_FORCE_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE NVCC_THREADS=1 MAX_JOBS=$(nproc)
-    "$python" -m pip wheel -q --no-deps --no-build-isolation --no-cache-dir -w "$wheels" . >"$work/$2.log" 2>&1
+    "$python" -m pip wheel -v --no-deps --no-build-isolation --no-cache-dir -w "$wheels" . >"$wheels/$2.log" 2>&1
   ) || {
     echo "$2: the build failed"
-    grep -n -E "error|Error" "$work/$2.log" | head -20
-    tail -30 "$work/$2.log"
+    grep -n -E "error|Error" "$wheels/$2.log" | head -20
+    tail -30 "$wheels/$2.log"
     return 1
   }
   echo "$2: built in $((SECONDS - start)) s"
