@@ -6,23 +6,25 @@ Tune keeps actors busy and tells us when they die; what is tried, what counts an
 
 from __future__ import annotations
 
-import os
-import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Protocol
 
+from archsearch.search.daemons import StoreLost
+from archsearch.search.interrupts import INTERRUPTED, Interrupts, interrupts
 from archsearch.search.place import Place, this_machine
-from archsearch.search.ray_session import clear_up
+from archsearch.search.retries import BACKOFF_SECONDS, SessionLost
 from archsearch.search.space import SearchSpace
 from archsearch.search.storage import mirrored
 from archsearch.search.sweep import Sweep
+from archsearch.search.work import one_line
+from archsearch.study.log import StudyWriteError
 
-INTERRUPTED = 130
+FAILED = 1
 
 
 class Reporter(Protocol):
@@ -71,64 +73,79 @@ def run_sweep(
     Raises StudyError where `out` is in use, or is a run over another space; SpecError where the space's text
     cannot be read, or its trials ask for resources that are not there.
     """
-    space.check_data()
-    place = this_machine(space)
-    sweep = Sweep(space, out, trials, place.concurrency)
     stop = stop or threading.Event()
     with ExitStack() as stack:
+        signals = stack.enter_context(interrupts(out, stop))
+        space.check_data()
+        place = this_machine(space)
+        sweep = Sweep(space, out, trials, place.concurrency)
         stack.callback(sweep.close)
         stack.enter_context(mirrored(space, out, sweep.log))
-        reporter = None if open_reporter is None else stack.enter_context(open_reporter(out))
+        if open_reporter is not None:
+            signals.reporter = stack.enter_context(open_reporter(out))
         if sweep.has_work:
-            _work(sweep, place, reporter, stop)
+            _work(sweep, place, signals)
         front = sweep.write_front()
         interrupted = stop.is_set() and (sweep.has_work or "running" in sweep.counts())
         return SweepResult(out, front, sweep.counts(), interrupted, sweep.exhausted)
 
 
-def _work(sweep: Sweep, place: Place, reporter: Reporter | None, stop: threading.Event) -> None:
-    """One session: start Ray, train until there is nothing left or someone says stop."""
+def _work(sweep: Sweep, place: Place, signals: Interrupts) -> None:
+    """Train until there is nothing left or someone says stop."""
     state = "interrupted"
     sweep.log.session("started")
     try:
-        with _signals(sweep.out, stop, reporter) as reinstall, place.session(sweep.out) as folder:
-            reinstall()  # Ray's start replaces the handler of SIGTERM
-            from archsearch.search.tuning import tune_trials
-
-            tune_trials(sweep, folder, place.concurrency, reporter, stop)
+        _train(sweep, place, signals)
         sweep.settle()
         sweep.note_exhaustion()
         if not sweep.has_work and "running" not in sweep.counts():
             state = "finished"
-    finally:
+    except StoreLost as error:
+        sweep.log.note("error", str(error))
         sweep.log.session(state)
+        print(f"{error}; the same command continues {sweep.out}", file=sys.stderr, flush=True)
+        signals.leave_at_once(FAILED)
+    finally:
+        with suppress(StudyWriteError):
+            sweep.log.session(state)
+
+
+def _train(sweep: Sweep, place: Place, signals: Interrupts) -> None:
+    """Train in one session of Ray, and in another where that is lost."""
+    pauses = iter(BACKOFF_SECONDS)
+    while True:
+        ended = sweep.ended
+        try:
+            with _session(place, sweep.out) as folder:
+                signals.install()
+                from archsearch.search.tuning import tune_trials
+
+                tune_trials(sweep, folder, place.concurrency, signals.reporter, signals.stop)
+            return
+        except StoreLost:
+            raise
+        except SessionLost as error:
+            if sweep.ended > ended:
+                pauses = iter(BACKOFF_SECONDS)
+            pause = next(pauses, None)
+            if pause is None:
+                message = f"{sweep.out}: {error}, time and again; the same command continues the sweep"
+                raise SessionLost(message) from None
+            sweep.log.note("warning", f"{error}; starting another in {pause:.0f} s")
+            if signals.stop.wait(pause):
+                return
 
 
 @contextmanager
-def _signals(run: Path, stop: threading.Event, reporter: Reporter | None) -> Iterator[Callable[[], None]]:
-    """SIGINT and SIGTERM set `stop`; a second one ends the process. Yields what installs them again."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if not stop.is_set():
-            stop.set()
-            return
-        if reporter is not None:
-            reporter.close()
-        clear_up(run)
-        # Workers end with the run's lock, Ray's daemons with this process; there is nothing to wait for.
-        os._exit(INTERRUPTED)
-
-    def install() -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, handle)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    install()
-    try:
-        yield install
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _session(place: Place, run: Path) -> Iterator[Path]:
+    """The place's session of Ray. Raises SessionLost where it does not start for no fault of the user."""
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(place.session(run))
+        except (ValueError, SessionLost):
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise SessionLost(f"Ray did not start ({one_line(str(error))})") from error
+        yield folder

@@ -11,6 +11,7 @@ from archsearch.search.costs import is_cost
 from archsearch.spec.cost_names import CostName
 from archsearch.spec.errors import nearest, refuse, shown, validate
 from archsearch.spec.layers import Spec
+from archsearch.spec.quantities import Duration, Size
 
 MAX_TRIALS = 100_000
 
@@ -131,13 +132,17 @@ class Resources(Spec):
 
     cpu: cores (and torch threads). gpu: GPUs, a share of one (0.25: four trials on each) or a whole number;
     above zero, trials train on CUDA. custom: amounts of resources that the nodes of a Ray cluster declare.
-    concurrent: most trials at once; default: what fits.
+    concurrent: most trials at once; default: what fits. memory: bytes (`4GiB`) that a trial's process may
+    hold; default: nine tenths of the node's, shared evenly. time_limit: of a trial's own work (`30s`, `10m`,
+    `2h`); default: none. A trial that goes beyond either is ended and has failed.
     """
 
     cpu: int = Field(default=1, ge=1)
     gpu: float = Field(default=0, ge=0, le=1024, allow_inf_nan=False)
     custom: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
     concurrent: int | None = Field(default=None, ge=1)
+    memory: Size | None = Field(default=None, ge=1)
+    time_limit: Duration | None = Field(default=None, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _is_possible(self) -> Resources:

@@ -6,7 +6,7 @@ the same steps that wrote it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from archsearch.search.costs import is_cost, objective_values
 from archsearch.search.folder import check_folder, check_same, write_front, write_whole
 from archsearch.search.halving import Halving
 from archsearch.search.layout import draw
+from archsearch.search.retries import BACKOFF_SECONDS
 from archsearch.search.samplers import finite
 from archsearch.search.space import Candidate, SearchSpace
 from archsearch.spec import to_yaml
@@ -33,12 +34,15 @@ BAD_CANDIDATE = ("non-finite loss", NON_FINITE, "out of memory")
 
 @dataclass
 class Known:
-    """A trial as far as a sweep needs it. rungs: how many it has passed."""
+    """A trial as far as a sweep needs it. rungs: how many it has passed; seconds: of work, when last told;
+    retries: how often its worker was lost."""
 
     state: str
     candidate: Candidate
     values: dict[str, float] = field(default_factory=dict)
     rungs: int = 0
+    seconds: float = 0.0
+    retries: int = 0
 
 
 class Sweep:
@@ -85,6 +89,11 @@ class Sweep:
     def begun(self) -> int:
         """Trials that were given to training, whatever became of them."""
         return sum(known.state not in ("infeasible", "duplicate") for known in self.known.values())
+
+    @property
+    def ended(self) -> int:
+        """Trials that came to an end of any kind."""
+        return sum(known.state not in ("running", "paused") for known in self.known.values())
 
     @property
     def has_work(self) -> bool:
@@ -176,6 +185,26 @@ class Sweep:
         """The trial ended without scores. cause: kind, message, and the step where there was one."""
         self._end(trial, "failed", {"cause": dict(cause), "seconds": seconds})
 
+    def lose(self, trial: str, message: str) -> float | None:
+        """The trial's worker is gone, for a reason that need not come again: seconds until it is to be tried
+        again from its last checkpoint, or None where it was tried often enough and has failed."""
+        retries = self.known[trial].retries
+        if retries == len(BACKOFF_SECONDS):
+            self.fail(trial, {"kind": "worker died", "message": f"{retries + 1} times; at last: {message}"})
+            return None
+        pause = BACKOFF_SECONDS[retries]
+        self.log.note(
+            "warning",
+            f"trial {trial}: its worker was lost ({message}); retry {retries + 1} of {len(BACKOFF_SECONDS)} "
+            f"in {pause:.0f} s, from its last checkpoint",
+        )
+        self._end(trial, "running", {"retries": retries + 1})
+        return pause
+
+    def reopen(self, trials: Iterable[str]) -> None:
+        """Nobody works on these trials any more: they are the next ones."""
+        self._waiting += trials
+
     def write_front(self) -> int:
         """Make `front/` hold the experiments of the front's members and nothing else; how many they are."""
         self.study.refresh()
@@ -221,6 +250,8 @@ class Sweep:
         before = self.known.get(trial)
         known = self.known.setdefault(trial, Known(state, candidate))
         known.state, known.values = state, event.get("values") or (rung or {}).get("values") or {}
+        known.seconds = event.get("seconds") or known.seconds
+        known.retries = event.get("retries", known.retries)
         if rung is not None and self._halving is not None:
             known.rungs = rung["level"] + 1
             self._halving.record(trial, rung["level"], list(rung["values"].values()))

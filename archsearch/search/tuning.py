@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -9,20 +10,27 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.exceptions import OutOfMemoryError
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
+from archsearch.search.daemons import check_daemons
+from archsearch.search.guard import read_verdict
+from archsearch.search.retries import SessionLost, WaitingTrials
 from archsearch.search.sweep import Sweep
 from archsearch.search.work import ERROR, one_line
 from archsearch.search.worker import TrialWorker
+from archsearch.study.log import StudyWriteError
+
+_LOW_MEMORY = "running low on memory"
+"""Ray's words for a worker that its memory monitor killed."""
 
 
 def tune_trials(sweep: Sweep, folder: Path, concurrency: int, reporter: Any, stop: threading.Event) -> None:
     """Train the sweep's trials, `concurrency` at a time, until it has none left or `stop` is set.
 
-    folder: for Tune's own files, of which nothing is kept.
+    folder: for Tune's own files, of which nothing is kept. Raises SessionLost where Ray itself is gone; the
+    trials that ran are then the sweep's next ones. Raises StudyWriteError where a disk is full.
     """
     bridge = _Bridge(sweep, folder, concurrency, reporter, stop)
     tuner = tune.Tuner(
@@ -43,7 +51,13 @@ def tune_trials(sweep: Sweep, folder: Path, concurrency: int, reporter: Any, sto
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except SessionLost:
+        sweep.reopen([*bridge.running.values(), *bridge.later])
+        raise
+    if bridge.blocked is not None:
+        raise bridge.blocked
 
 
 def _folder_name(trial: Trial) -> str:
@@ -60,6 +74,8 @@ class _Bridge:
         self.stop = stop
         self.stop_file = folder / "stop"
         self.running: dict[str, str] = {}
+        self.later = WaitingTrials()
+        self.blocked: StudyWriteError | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -67,25 +83,47 @@ class _Bridge:
     def hand_out(self, tune_id: str) -> dict[str, Any] | str | None:
         """The next trial's configuration; None while there is no room, or what to do next depends on trials
         that run; FINISHED when there is no more."""
-        if len(self.running) >= self.concurrency:
-            return None
-        trial = None
-        while trial is None:
-            if self.stop.is_set() or not self.sweep.has_work:
-                return None if self.running and not self.stop.is_set() else Searcher.FINISHED
-            trial = self.sweep.next()
+        if self.ending:
+            return Searcher.FINISHED
+        trial = self.later.take_due()
+        if trial is None and len(self.running) + len(self.later) >= self.concurrency:
             self.look()
+            return None
+        try:
+            while trial is None:
+                if self.ending or not self.sweep.has_work:
+                    busy = self.running or self.later
+                    return None if busy and not self.ending else Searcher.FINISHED
+                trial = self.sweep.next()
+                self.look()
+        except StudyWriteError as error:
+            self.blocked = error
+            return Searcher.FINISHED
         self.running[tune_id] = trial
+        return self._work(trial)
+
+    @property
+    def ending(self) -> bool:
+        """No further trial is to begin, and those that run are to end soon."""
+        return self.stop.is_set() or self.blocked is not None
+
+    def _work(self, trial: str) -> dict[str, Any]:
+        """What a worker is told of a trial."""
+        resources = self.sweep.space.settings.resources
+        limit, used = resources.time_limit, self.sweep.known[trial].seconds
         return {
             "run": str(self.sweep.out.resolve()),
             "folder": str(self.sweep.folder(trial).resolve()),
             "stop": str(self.stop_file),
             "driver": os.getpid(),
-            "threads": self.sweep.space.settings.resources.cpu,
-            "device": self.sweep.space.settings.resources.device,
+            "threads": resources.cpu,
+            "device": resources.device,
             "cwd": os.getcwd(),
             "goal": self.sweep.goal(trial),
             "seeds": self.sweep.space.search.seeds,
+            "concurrency": self.concurrency,
+            "memory": resources.memory,
+            "seconds": None if limit is None else max(0.0, limit - used),
         }
 
     def take_back(self, tune_id: str, outcome: dict[str, Any]) -> None:
@@ -93,18 +131,32 @@ class _Bridge:
         trial = self.running.pop(tune_id, None)
         if trial is None or outcome["state"] == "interrupted":
             return
-        if outcome["state"] == "rung":
+        try:
+            self._record(trial, outcome)
+        except StudyWriteError as error:
+            self.blocked = self.blocked or error
+        self.look()
+
+    def _record(self, trial: str, outcome: dict[str, Any]) -> None:
+        if outcome["state"] == "blocked":
+            raise StudyWriteError(outcome["message"])
+        if outcome["state"] == "lost":
+            pause = self.sweep.lose(trial, outcome["message"])
+            if pause is not None and not self.ending:
+                self.later.add(trial, pause)
+        elif outcome["state"] == "rung":
             self.sweep.rung(trial, outcome["metrics"], outcome["seconds"], outcome["tokens"])
         elif outcome["state"] == "complete":
             self.sweep.complete(trial, outcome["metrics"], outcome["seconds"], outcome.get("spread"))
             self.sweep.write_front()
         else:
             self.sweep.fail(trial, outcome["cause"], outcome["seconds"])
-        self.look()
 
     def look(self) -> None:
-        """What has to happen often: pass a stop on to the workers, keep the display alive."""
-        if self.stop.is_set() and not self.stop_file.exists():
+        """What has to happen often: see that Ray lives, pass a stop on to the workers, keep the display
+        alive."""
+        check_daemons()
+        if self.ending and not self.stop_file.exists():
             self.stop_file.touch()
         if self.reporter is not None:
             self.reporter.update()
@@ -141,12 +193,19 @@ class _Returns(Callback):
         self.bridge.take_back(trial.trial_id, json.loads(trial.last_result["outcome"]))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        error = trial.get_error()
-        text = _error_text(trial, error)
-        (Path(trial.config["folder"]) / ERROR).write_text(text + "\n")
-        kind = "out of memory" if isinstance(error, OutOfMemoryError) else "worker died"
-        cause = {"kind": kind, "message": one_line(text)}
-        self.bridge.take_back(trial.trial_id, {"state": "failed", "cause": cause, "seconds": None})
+        check_daemons()  # the worker is not to blame for what took its session with it
+        folder = Path(trial.config["folder"])
+        text = _error_text(trial, trial.get_error())
+        cause = read_verdict(folder)
+        if cause is None and _LOW_MEMORY in text:
+            cause = {"kind": "out of memory", "message": one_line(text)}
+        if cause is None:
+            outcome: dict[str, Any] = {"state": "lost", "message": one_line(text)}
+        else:
+            outcome = {"state": "failed", "cause": cause, "seconds": None}
+        with contextlib.suppress(OSError):
+            (folder / ERROR).write_text(f"{text if cause is None else cause['message']}\n")
+        self.bridge.take_back(trial.trial_id, outcome)
 
 
 def _error_text(trial: Trial, error: BaseException | None) -> str:

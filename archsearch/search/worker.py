@@ -5,32 +5,29 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 
+from archsearch.search.guard import SHARE_OF_MEMORY, Guard, Limits, node_memory
+from archsearch.search.place import cpu_count
 from archsearch.search.work import TrialWork
-from archsearch.study.log import is_live
 from archsearch.study.schema import LOCK
-
-_LOOK_SECONDS = 0.5
 
 
 class TrialWorker(tune.Trainable):
     """Tune's view of a `TrialWork`.
 
     config: run, folder, stop (paths), driver (the driver's process id), threads, device, cwd, goal, seeds
-    (as `TrialWork` has them). What a trial came to is reported as JSON under `outcome`, an exception
+    (as `TrialWork` has them), concurrency (trials at once), memory and seconds (what this one may use; None:
+    its share, and no limit). What a trial came to is reported as JSON under `outcome`, an exception
     included: it is the trial that fails, not its worker, which goes on with the next one.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
         os.chdir(config["cwd"])
-        watch = threading.Thread(target=_die_with, args=(Path(config["run"]), config["driver"]), daemon=True)
-        watch.start()
+        self.guard = Guard(Path(config["run"]) / LOCK, config["driver"])
         import torch
 
         torch.set_num_threads(config["threads"])
@@ -47,12 +44,15 @@ class TrialWorker(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         outcome = self.work.advance()
+        if outcome is not None:
+            self.guard.rest()
         return {} if outcome is None else {"outcome": json.dumps(outcome), "done": True}
 
     def cleanup(self) -> None:
         self.work.close()
 
     def _take(self, config: dict[str, Any]) -> None:
+        self.guard.watch(Path(config["folder"]), Limits(_memory_limit(config), config["seconds"]))
         self.work = TrialWork(
             Path(config["folder"]),
             Path(config["stop"]),
@@ -73,15 +73,10 @@ def _is_sound() -> bool:
     return True
 
 
-def _die_with(run: Path, driver: int) -> None:
-    """End this process when the driver lets go of the run's lock: Ray may take seconds to notice a kill."""
-    while is_live(run) and _holder(run) == driver:
-        time.sleep(_LOOK_SECONDS)
-    os._exit(1)
-
-
-def _holder(run: Path) -> int | None:
-    try:
-        return int((run / LOCK).read_text())
-    except (OSError, ValueError):
-        return None
+def _memory_limit(config: dict[str, Any]) -> int | None:
+    """Bytes that this process may hold: what the trial was given, or its share of this node."""
+    if config["memory"] is not None:
+        return int(config["memory"])
+    at_once = min(config["concurrency"], max(1, cpu_count() // config["threads"]))
+    memory = node_memory()
+    return None if memory is None else int(SHARE_OF_MEMORY * memory / at_once)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
@@ -21,6 +22,8 @@ BYTES = {
     "TiB": 2**40,
 }
 
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
 _NUMBER = re.compile(r"\s*(\d+(?:_\d+)*(?:\.\d*)?(?:[eE][+-]?\d+)?)\s*([A-Za-z]*)\s*")
 
 
@@ -32,6 +35,11 @@ def parse_count(text: str) -> float:
 def parse_quantity(text: str) -> float:
     """A count, or a size in bytes (`64KiB`; `2B` is two thousand million, as everywhere in the field)."""
     return _parse(text, BYTES | COUNTS)
+
+
+def parse_duration(text: str) -> float:
+    """`10m` -> 600.0 seconds. Raises ValueError."""
+    return _parse(text, SECONDS, "a time such as 30s, 10m or 2h")
 
 
 def count_text(value: float) -> str:
@@ -50,20 +58,25 @@ def bytes_text(value: float) -> str:
     return f"{value:.3g} B"
 
 
-def _parse(text: str, units: dict[str, int]) -> float:
+def _parse(text: str, units: dict[str, int], expected: str = "a number such as 4M") -> float:
     match = _NUMBER.fullmatch(text)
     known = {unit.lower(): size for unit, size in units.items()}
     if match is None or match[2].lower() not in known:
-        raise ValueError(f"expected a number such as 4M, found {text!r}")
+        raise ValueError(f"expected {expected}, found {text!r}")
     return float(match[1].replace("_", "")) * known[match[2].lower()]
 
 
-def _count(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            value = parse_count(value)
-        except ValueError as error:
-            refuse((), str(error), value)
+def _read(parse: Callable[[str], float], value: Any) -> Any:
+    """`value`, parsed where it is text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse(value)
+    except ValueError as error:
+        refuse((), str(error), value)
+
+
+def _whole(value: Any) -> Any:
     if isinstance(value, float):
         if not value.is_integer():
             refuse((), f"expected a whole number, found {shown(value)}", value)
@@ -71,5 +84,11 @@ def _count(value: Any) -> Any:
     return value
 
 
-Count = Annotated[int, BeforeValidator(_count)]
+Count = Annotated[int, BeforeValidator(lambda value: _whole(_read(parse_count, value)))]
 """A whole number that may be written `4M`."""
+
+Size = Annotated[int, BeforeValidator(lambda value: _whole(_read(parse_quantity, value)))]
+"""Bytes, which may be written `4GiB`."""
+
+Duration = Annotated[float, BeforeValidator(lambda value: _read(parse_duration, value))]
+"""Seconds, which may be written `10m`."""

@@ -30,6 +30,7 @@ _TRIAL_FIELDS = (
     "spread",
     "constraints",
     "of",
+    "retries",
     "seconds",
 )
 

@@ -121,7 +121,8 @@ class TrialEvent(TypedDict):
     `hash` is that of the whole candidate (equal: trained once), `arch_hash` of its model, as `show` says it.
     `paused` trials wait at a rung and may go on; `stopped` ones never will: their `values` are those of
     their last rung, and they are on no front. A running trial's event with a `rung` went on from there.
-    `spread` is the standard deviation of each value over the trial's seeds, where it has several.
+    `spread` is the standard deviation of each value over the trial's seeds, where it has several. `retries`
+    counts how often its worker was lost and it went on from its last checkpoint.
 
     `constraints` maps each broken constraint to its violation (> 0), as a share of the limit; `of` names the
     trial that a duplicate repeats.
@@ -141,6 +142,7 @@ class TrialEvent(TypedDict):
     metrics: NotRequired[dict[str, float | None]]
     spread: NotRequired[dict[str, float | None]]
     rung: NotRequired[Rung]
+    retries: NotRequired[int]
     seconds: NotRequired[float]
     cause: NotRequired[Cause]
     constraints: NotRequired[dict[str, float]]

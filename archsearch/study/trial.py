@@ -51,7 +51,8 @@ class Trial:
 
     `cost` holds counts and bytes, `seconds` the trial's own work, `progress` runs from 0 to 1, `curve` is the
     training curve read so far, in steps. `rungs` are what it scored on the way (`schema.Rung`), `spread` the
-    standard deviations of its values over seeds. `started` and `ended` are seconds since the epoch.
+    standard deviations of its values over seeds, `retries` how often its worker was lost. `started` and
+    `ended` are seconds since the epoch.
     """
 
     id: str
@@ -68,6 +69,7 @@ class Trial:
     cause: dict[str, Any] | None = None
     constraints: dict[str, float] = field(default_factory=dict)
     of: str | None = None
+    retries: int = 0
     seconds: float | None = None
     started: float = 0.0
     ended: float | None = None

@@ -17,6 +17,7 @@ import pytest
 from archsearch.experiment.spec import load_experiment
 from archsearch.search.driver import run_sweep
 from archsearch.search.ray_session import MARK, PREFIX
+from archsearch.search.retries import BACKOFF_SECONDS
 from archsearch.search.space import load_space
 from archsearch.spec import SpecError
 from archsearch.study import Study
@@ -173,17 +174,27 @@ def test_a_second_interrupt_ends_at_once(start: Start, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_fails_its_trial_and_no_other(start: Start, tmp_path: Path) -> None:
+def test_a_trial_whose_worker_dies_is_tried_again(start: Start, tmp_path: Path) -> None:
+    """And again after the driver was killed too, but not for ever."""
     run = tmp_path / "run"
-    process = start("tiny.yaml", run)
-    victim, trial = wait_for(lambda: next(workers(run), None))
-    os.kill(victim, signal.SIGKILL)
-    assert ended(process) == 3
-    study = assert_whole(run, trials=4)
-    assert study.trials[trial].state == "failed"
-    assert study.trials[trial].cause is not None
-    assert study.trials[trial].cause["kind"] == "worker died"
-    assert study.counts()["complete"] == 3
+    process = start("long.yaml", run)
+    for times in range(len(BACKOFF_SECONDS) + 1):
+        victim = wait_for(lambda: {trial: worker for worker, trial in workers(run)}.get("0000"))
+        os.kill(victim, signal.SIGKILL)
+        wait_for(lambda times=times: len([e for e in events(run) if "retries" in e or "cause" in e]) > times)
+        if times == 1:
+            process.kill()
+            process.communicate()
+            process = start("long.yaml", run)
+    study = Study.read(run)
+    assert study.trials["0000"].state == "failed"
+    assert study.trials["0000"].retries == len(BACKOFF_SECONDS)
+    assert study.trials["0000"].cause is not None
+    assert study.trials["0000"].cause["kind"] == "worker died"
+    assert study.trials["0001"].state == "running"
+    assert len([note for note in study.notes if "trial 0000: its worker was lost" in note["message"]]) == 3
+    process.kill()
+    process.communicate()
 
 
 def workers(run: Path) -> Iterator[tuple[int, str]]:
