@@ -82,14 +82,16 @@ def ssd_chunked(
 class _ChunkedScan(torch.autograd.Function):
     """The chunked scan with a backward pass of its own.
 
-    Within a chunk, with a the running sum of dt A, L_ij = exp(a_i - a_j) for j <= i, M = (C B^T) * L and
-    u = dt x: y = M u + exp(a) * (C S), S being the state before the chunk. C B^T is computed once a group,
-    never repeated to the heads. What autograd would keep for the backward pass, mostly q x q matrices, is
-    computed again instead: on a CPU that is cheaper than the memory traffic. Both passes take one block of
-    sequences and chunks after another, all of which stays in cache; of all that, only the states are kept.
+    Within a chunk, with a the running sum of dt A, L_ij = exp(a_i - a_j) for j < i, M = (C B^T) * L and
+    u = dt x: y_i = z_i + (D + dt_i <C_i, B_i>) x_i with z = M u + exp(a) * (C S), S being the state before
+    the chunk. C B^T is computed once a group, never repeated to the heads. What autograd would keep for the
+    backward pass, mostly q x q matrices, is computed again instead: on a CPU that is cheaper than the memory
+    traffic. Both passes take one block of sequences and chunks after another, all of which stays in cache; of
+    all that, only the states and z are kept.
 
-    The gradient of a needs no q x q matrix: da_i = <dy_i, y_i> - <du_i, u_i>, and at a chunk's last token
-    also <dS', S'>, S' being the state after it. (y is without D x there.)
+    The gradient of a needs no q x q matrix: da_i = <dy_i, z_i> - <du_i, u_i>, and at a chunk's last token
+    also <dS', S'>, S' being the state after it. What a token gives itself has no decay in it and is in
+    neither z nor that du: often most of y, it would cancel in the difference and take its digits along.
     """
 
     @staticmethod
@@ -105,26 +107,29 @@ class _ChunkedScan(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         y_blhp = torch.empty_like(x_blhp, memory_format=torch.contiguous_format)
+        # Without rates to learn, nobody needs z.
+        z_blhp = torch.empty_like(y_blhp) if any(ctx.needs_input_grad[1:3]) else y_blhp
         groups, n = B_blgn.shape[2:]
-        x, dt, y = (_by_chunk(t, q, groups) for t in (x_blhp, dt_blh, y_blhp))
+        x, dt, y, z = (_by_chunk(t, q, groups) for t in (x_blhp, dt_blh, y_blhp, z_blhp))
         B, C = (_by_chunk(t, q, groups).squeeze(4) for t in (B_blgn, C_blgn))
         A_gr, D_gr = A_h.view(groups, -1), None if D_h is None else D_h.view(groups, -1)
         states = x.new_empty(*x.shape[:2], groups, n, *x.shape[4:])  # after each chunk
         for rows, span in blocks(x):
             at = rows, span
             chunk = _Chunks.of(dt[at], A_gr, B[at], C[at])
-            mixed = _by_token(chunk.decay().mul_(chunk.scores()) @ _by_head(x[at], dt[at]))
-            if D_gr is None:
-                y[at].copy_(mixed)
-            else:
-                torch.addcmul(mixed, x[at], D_gr[..., None], out=y[at])
+            scores = chunk.scores()
+            mixed = _by_token(chunk.decay().mul_(scores) @ _by_head(x[at], dt[at]))
             added = chunk.B.mT @ _by_row(x[at], dt[at] * chunk.to_end)
             _pass_states(states[rows], added.view_as(states[at]), chunk.over, span)
             first, before = _states_before(states[rows], span)
+            z[at][:, :first].copy_(mixed[:, :first])
             if before is not None:
-                read = _from_row(chunk.C[:, first:] @ before.flatten(4), x)
-                y[at][:, first:].addcmul_(read, chunk.since[:, first:, ..., None])
-        ctx.save_for_backward(x_blhp, dt_blh, A_h, B_blgn, C_blgn, D_h, y_blhp, states)
+                read, since = _from_row(chunk.C[:, first:] @ before.flatten(4), x), chunk.since[:, first:]
+                torch.addcmul(mixed[:, first:], read, since[..., None], out=z[at][:, first:])
+            torch.addcmul(z[at], x[at], _own_weight(dt[at], scores, D_gr)[..., None], out=y[at])
+        ctx.save_for_backward(
+            x_blhp, dt_blh, A_h, B_blgn, C_blgn, D_h, None if z_blhp is y_blhp else z_blhp, states
+        )
         ctx.q = q
         # A copy: a view would keep the states of all chunks alive.
         last_bhpn = states[:, -1].permute(0, 1, 3, 4, 2).flatten(1, 2)
@@ -133,13 +138,14 @@ class _ChunkedScan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_blhp: Tensor | None, dlast_bhpn: Tensor | None) -> tuple[Tensor | None, ...]:
-        x_blhp, dt_blh, A_h, B_blgn, C_blgn, D_h, y_blhp, states = ctx.saved_tensors
+        x_blhp, dt_blh, A_h, B_blgn, C_blgn, D_h, z_blhp, states = ctx.saved_tensors
         if dy_blhp is None:
-            dy_blhp = torch.zeros_like(y_blhp)
+            dy_blhp = torch.zeros_like(x_blhp)
         inputs = x_blhp, dt_blh, B_blgn, C_blgn
         found = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in inputs]
         groups = B_blgn.shape[2]
-        x, dt, B, C, y, dy = (_by_chunk(t, ctx.q, groups) for t in (*inputs, y_blhp, dy_blhp))
+        x, dt, B, C, dy = (_by_chunk(t, ctx.q, groups) for t in (*inputs, dy_blhp))
+        z = None if z_blhp is None else _by_chunk(z_blhp, ctx.q, groups)
         dx, ddt, dB, dC = (_by_chunk(t, ctx.q, groups) for t in found)
         B, C, dB, dC = (t.squeeze(4) for t in (B, C, dB, dC))
         A_gr, D_gr = A_h.view(groups, -1), None if D_h is None else D_h.view(groups, -1)
@@ -148,10 +154,12 @@ class _ChunkedScan(torch.autograd.Function):
         for rows, span in reversed(blocks(x)):
             at = rows, span
             chunk = _Chunks.of(dt[at], A_gr, B[at], C[at])
-            dy_head, decay = _by_head(dy[at]), chunk.decay()
+            dy_head, decay, scores = _by_head(dy[at]), chunk.decay(), chunk.scores()
+            yx = (dy[at] * x[at]).sum(-1)
             dG = (dy_head @ _by_head(x[at], dt[at]).mT).mul_(decay).sum(3)  # b c g q q
+            dG.diagonal(dim1=-2, dim2=-1).copy_((yx * dt[at]).sum(-1).transpose(2, 3))
             dB_block, dC_block = dG.mT @ chunk.C, dG @ chunk.B
-            du = _by_token(decay.mul_(chunk.scores()).mT @ dy_head)
+            du = _by_token(decay.mul_(scores).mT @ dy_head)
             da_end: Tensor | None = None
             if span.stop == chunks:
                 later = None if dlast_bhpn is None else _state(dlast_bhpn[rows], groups)
@@ -159,9 +167,10 @@ class _ChunkedScan(torch.autograd.Function):
                 dy_row = _by_row(dy[at], chunk.since)
                 read = (chunk.C.mT @ dy_row).view_as(states[at])
                 dafter, later = _pass_gradients(later, read, chunk.over)
-                dB_block += _by_row(x[at], dt[at] * chunk.to_end) @ dafter.flatten(4).mT
+                to_end = chunk.to_end
+                dB_block += _by_row(x[at], dt[at] * to_end) @ dafter.flatten(4).mT
                 passed = _from_row(chunk.B @ dafter.flatten(4), x)
-                du = torch.addcmul(du, passed, chunk.to_end[..., None])
+                du = torch.addcmul(du, passed, to_end[..., None])
                 first, before = _states_before(states[rows], span)
                 if before is not None:
                     dC_block[:, first:] += dy_row[:, first:] @ before.flatten(4).mT
@@ -169,20 +178,22 @@ class _ChunkedScan(torch.autograd.Function):
             dB[at], dC[at] = dB_block.transpose(2, 3), dC_block.transpose(2, 3)
 
             torch.mul(du, dt[at][..., None], out=dx[at])
-            ux, yy = (du * x[at]).sum(-1), (dy[at] * y[at]).sum(-1)
+            dx[at].addcmul_(dy[at], _own_weight(dt[at], scores, D_gr)[..., None])
             if D_gr is not None:
-                dx[at].addcmul_(dy[at], D_gr[..., None])
-                yx = (dy[at] * x[at]).sum(-1)
-                yy.addcmul_(yx, D_gr, value=-1)
                 dD_gr += yx.sum((0, 1, 2))
-            da = yy.addcmul_(ux, dt[at], value=-1)
+            if z is None:
+                continue
+            ux, da = (du * x[at]).sum(-1), (dy[at] * z[at]).sum(-1)
+            da.addcmul_(ux, dt[at], value=-1)
             if da_end is not None:
                 da[:, :, -1] += da_end
             da = da.flip(2).cumsum(2).flip(2)  # a step size enters every later sum of its chunk
             torch.addcmul(ux, da, A_gr, out=ddt[at])
+            ddt[at].addcmul_(yx, _own_score(scores))
             dA_gr += (da * dt[at]).sum((0, 1, 2))
         dD_h = None if D_gr is None else dD_gr.flatten()
-        return found[0], found[1], dA_gr.flatten(), found[2], found[3], dD_h, None
+        ddt_blh, dA_h = (None, None) if z is None else (found[1], dA_gr.flatten())
+        return found[0], ddt_blh, dA_h, found[2], found[3], dD_h, None
 
 
 class _Chunks(NamedTuple):
@@ -217,7 +228,7 @@ class _Chunks(NamedTuple):
 
     def decay(self) -> Tensor:
         """L: (b, c, g, r, q, q)."""
-        return causal_decay(self.a.permute(0, 1, 3, 4, 2).contiguous())
+        return causal_decay(self.a.permute(0, 1, 3, 4, 2).contiguous(), -1)
 
     def scores(self) -> Tensor:
         """C B^T: (b, c, g, 1, q, q)."""
@@ -258,11 +269,22 @@ def _from_row(t: Tensor, x: Tensor) -> Tensor:
     return t.unflatten(-1, x.shape[-2:]).transpose(2, 3)
 
 
-def causal_decay(a: Tensor) -> Tensor:
-    """exp(a_i - a_j) for j <= i, else 0; (..., q) -> (..., q, q)."""
+def _own_score(scores: Tensor) -> Tensor:
+    """<C_i, B_i>, the diagonal of the scores: (b, c, q, g, 1)."""
+    return scores.diagonal(dim1=-2, dim2=-1).permute(0, 1, 4, 2, 3)
+
+
+def _own_weight(dt: Tensor, scores: Tensor, D_gr: Tensor | None) -> Tensor:
+    """What a token's x weighs in its own output: (b, c, q, g, r)."""
+    weight = dt * _own_score(scores)
+    return weight if D_gr is None else weight.add_(D_gr)
+
+
+def causal_decay(a: Tensor, diagonal: int = 0) -> Tensor:
+    """exp(a_i - a_j) for j <= i + diagonal, else 0; (..., q) -> (..., q, q)."""
     a = a * LOG2_E
     # Above the diagonal the exponential may overflow to infinity, which tril_ overwrites with zero.
-    return (a[..., :, None] - a[..., None, :]).exp2_().tril_()
+    return (a[..., :, None] - a[..., None, :]).exp2_().tril_(diagonal)
 
 
 def _states_before(states: Tensor, span: slice) -> tuple[int, Tensor | None]:

@@ -117,6 +117,18 @@ def test_blocks_of_any_size_with_a_skip(elements: int, reads: str, monkeypatch: 
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
+def test_a_large_skip_costs_the_rates_no_digits() -> None:
+    """With small steps most of y is D x, which has no part in the gradients of dt and A."""
+    wide = arguments(2, 300, 4, 2, head_dim=16, n=16, dt=0.005)
+    D_h = torch.full((4,), 30.0, dtype=torch.float64)
+    dy = torch.randn(2, 300, 4, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    narrow = [t.detach().float().requires_grad_() for t in wide]
+    rates = torch.autograd.grad(ssd_reference(*wide)[0], wide[1:3], dy)
+    found = torch.autograd.grad(ssd_chunked(*narrow, D_h.float())[0], narrow[1:3], dy.float())
+    for a, b in zip(found, rates, strict=True):
+        assert (a - b).norm() <= 2e-5 * b.norm()
+
+
 def test_a_step_of_zero_neither_decays_nor_adds() -> None:
     x, dt, A, B, C = (t.detach() for t in arguments(1, 100, 2, 1))
     _, state = ssd_chunked(x[:, :70], dt[:, :70], A, B[:, :70], C[:, :70])
