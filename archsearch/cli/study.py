@@ -17,10 +17,21 @@ def sweep(
     trials: Annotated[int | None, typer.Option(min=1, help="Trials in all; default: the space's.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Print the space's size and sample candidates.")] = False,
     no_dashboard: Annotated[bool, typer.Option(help="Plain lines instead of the dashboard.")] = False,
+    address: Annotated[
+        str | None, typer.Option(help="Train on a Ray cluster: auto, HOST:PORT or ray://HOST:PORT.")
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="With --address: path or URI for trials' files that all nodes reach; default: --out."
+        ),
+    ] = None,
 ) -> None:
     """Search layouts and mixtures. The same command again continues an unfinished run."""
     from archsearch.search.space import load_space
 
+    if storage is not None and address is None:
+        raise ValueError("--storage: expected --address with it; without a cluster, files are kept in --out")
     loaded = load_space(space)
     if dry_run:
         from archsearch.search.dryrun import describe
@@ -38,6 +49,8 @@ def sweep(
         folder,
         trials=trials,
         open_reporter=lambda run: open_reporter(Study.read(run), plain=no_dashboard or None),
+        address=address,
+        storage=storage,
     )
     if result.exit_code != 130:
         from archsearch.ui.report import write_report

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from archsearch.search.cluster import on_cluster
 from archsearch.search.daemons import StoreLost
 from archsearch.search.interrupts import INTERRUPTED, Interrupts, interrupts
 from archsearch.search.place import Place, this_machine
@@ -62,13 +63,16 @@ def run_sweep(
     trials: int | None = None,
     open_reporter: Callable[[Path], AbstractContextManager[Reporter]] | None = None,
     stop: threading.Event | None = None,
+    address: str | None = None,
+    storage: str | None = None,
 ) -> SweepResult:
     """Search `space`, recording everything in the folder `out`; an unfinished sweep there is continued.
 
     trials: candidates to train in all; default: the space's. open_reporter: called with `out` once its record
     can be read; what it returns is entered, told to update often, and left at the end. stop: set it to
     interrupt, as the first Ctrl-C does: running trials write their checkpoints and the sweep ends. A second
-    Ctrl-C ends the process at once.
+    Ctrl-C ends the process at once. address: of a Ray cluster to run trials on (`on_cluster`), and storage
+    where its nodes keep their files; default: this machine.
 
     Raises StudyError where `out` is in use, or is a run over another space; SpecError where the space's text
     cannot be read, or its trials ask for resources that are not there.
@@ -77,7 +81,7 @@ def run_sweep(
     with ExitStack() as stack:
         signals = stack.enter_context(interrupts(out, stop))
         space.check_data()
-        place = this_machine(space)
+        place = this_machine(space) if address is None else on_cluster(space, out, address, storage)
         sweep = Sweep(space, out, trials, place.concurrency)
         stack.callback(sweep.close)
         stack.enter_context(mirrored(space, out, sweep.log))
@@ -97,6 +101,10 @@ def _work(sweep: Sweep, place: Place, signals: Interrupts) -> None:
     try:
         _train(sweep, place, signals)
         sweep.settle()
+        if place.away is not None:
+            place.away.drop_checkpoints(
+                trial for trial, known in sweep.known.items() if known.state == "stopped"
+            )
         sweep.note_exhaustion()
         if not sweep.has_work and "running" not in sweep.counts():
             state = "finished"
@@ -120,7 +128,7 @@ def _train(sweep: Sweep, place: Place, signals: Interrupts) -> None:
                 signals.install()
                 from archsearch.search.tuning import tune_trials
 
-                tune_trials(sweep, folder, place.concurrency, signals.reporter, signals.stop)
+                tune_trials(sweep, place, folder, signals.reporter, signals.stop)
             return
         except StoreLost:
             raise

@@ -39,11 +39,12 @@ class Limits:
 class Guard:
     """The worker's end: starts the guard of this process and tells it which trial is being worked on.
 
-    lock: the run's lock file, driver: the process that holds it.
+    lock: the run's lock file, driver: the process that holds it. None where they may be on another machine:
+    there it is Ray that ends what a driver leaves.
     """
 
-    def __init__(self, lock: Path, driver: int):
-        self._command = [sys.executable, "-I", "-S", __file__, str(lock), str(driver)]
+    def __init__(self, lock: Path | None, driver: int):
+        self._command = [sys.executable, "-I", "-S", __file__, str(lock or ""), str(driver)]
         self._process = self._start()
 
     def watch(self, folder: Path, limits: Limits) -> None:
@@ -123,7 +124,7 @@ class _Watch:
             now = time.monotonic()
             if now >= next_look:
                 next_look = now + _LOCK_LOOK_SECONDS
-                if not _holds(self.lock, self.driver):
+                if self.lock and not _holds(self.lock, self.driver):
                     self._kill()
                     return
             if (cause := self._cause(now)) is not None:

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from archsearch.search.away import Away
 from archsearch.search.ray_session import ray_session
 from archsearch.search.settings import Resources
 from archsearch.search.space import SearchSpace
@@ -17,10 +18,11 @@ from archsearch.search.space import SearchSpace
 @dataclass(frozen=True)
 class Place:
     """Where trials run. concurrency: most at once; session: enters a running Ray, for the run in a folder,
-    and yields a folder for passing files."""
+    and yields a folder for passing files; away: where workers may be on other machines."""
 
     concurrency: int
     session: Callable[[Path], AbstractContextManager[Path]]
+    away: Away | None = None
 
 
 def this_machine(space: SearchSpace) -> Place:

@@ -48,11 +48,11 @@ def ray_session(run: Path, cpus: int, threads: int, gpus: int = 0) -> Iterator[P
     (run / MARK).write_text(str(folder))
     limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     try:
-        with _environment(ENVIRONMENT | {"TUNE_MAX_PENDING_TRIALS_PG": str(cpus)}), _silence():
+        with environment(ENVIRONMENT | {"TUNE_MAX_PENDING_TRIALS_PG": str(cpus)}), silence():
             import ray
 
             ray.shutdown()
-            with _environment(limits):
+            with environment(limits):
                 ray.init(
                     address="local",
                     num_cpus=cpus,
@@ -88,7 +88,8 @@ def _base() -> Path:
 
 
 @contextlib.contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
+def environment(values: dict[str, str]) -> Iterator[None]:
+    """Set variables, and put back what was there."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -102,7 +103,7 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """No line of Ray's Python side reaches the terminal; failures are told through the record."""
     loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "ray.data", "ray.train")]
     levels = [logger.level for logger in loggers]

@@ -16,6 +16,7 @@ from ray.tune.search import Searcher
 
 from archsearch.search.daemons import check_daemons
 from archsearch.search.guard import read_verdict
+from archsearch.search.place import Place
 from archsearch.search.retries import SessionLost, WaitingTrials
 from archsearch.search.sweep import Sweep
 from archsearch.search.work import ERROR, one_line
@@ -26,33 +27,32 @@ _LOW_MEMORY = "running low on memory"
 """Ray's words for a worker that its memory monitor killed."""
 
 
-def tune_trials(sweep: Sweep, folder: Path, concurrency: int, reporter: Any, stop: threading.Event) -> None:
-    """Train the sweep's trials, `concurrency` at a time, until it has none left or `stop` is set.
+def tune_trials(sweep: Sweep, place: Place, folder: Path, reporter: Any, stop: threading.Event) -> None:
+    """Train the sweep's trials, as many at a time as `place` says, until it has none left or `stop` is set.
 
     folder: for Tune's own files, of which nothing is kept. Raises SessionLost where Ray itself is gone; the
     trials that ran are then the sweep's next ones. Raises StudyWriteError where a disk is full.
     """
-    bridge = _Bridge(sweep, folder, concurrency, reporter, stop)
-    tuner = tune.Tuner(
-        tune.with_resources(TrialWorker, tune.PlacementGroupFactory([sweep.space.settings.resources.bundle])),
-        tune_config=tune.TuneConfig(
+    bridge = _Bridge(sweep, place, folder, reporter, stop)
+    bundles = tune.PlacementGroupFactory([sweep.space.settings.resources.bundle])
+    try:
+        tune.run(
+            tune.with_resources(TrialWorker, bundles),
             search_alg=_Handout(bridge),
             num_samples=-1,
             reuse_actors=True,
             # Tune would spell out the configuration, beyond what a file name may hold.
             trial_dirname_creator=_folder_name,
-        ),
-        run_config=tune.RunConfig(
             name="sweep",
             storage_path=str(folder / "tune"),
             verbose=0,
             callbacks=[_Returns(bridge)],
             # Trials keep their own checkpoints; Tune's default is to ask for one at the end of each.
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-        ),
-    )
-    try:
-        tuner.fit()
+            raise_on_failed_trial=False,
+            # Through Ray Client a `Tuner` would run in another process, with copies of the bridge.
+            _remote=False,
+        )
     except SessionLost:
         sweep.reopen([*bridge.running.values(), *bridge.later])
         raise
@@ -67,12 +67,13 @@ def _folder_name(trial: Trial) -> str:
 class _Bridge:
     """What the searcher and the callback share. Tune pickles both; only the driver's copy is of use."""
 
-    def __init__(self, sweep: Sweep, folder: Path, concurrency: int, reporter: Any, stop: threading.Event):
+    def __init__(self, sweep: Sweep, place: Place, folder: Path, reporter: Any, stop: threading.Event):
         self.sweep = sweep
-        self.concurrency = concurrency
+        self.concurrency = place.concurrency
+        self.away = place.away
         self.reporter = reporter
         self.stop = stop
-        self.stop_file = folder / "stop"
+        self.stop_file = folder / "stop" if self.away is None else self.away.stop
         self.running: dict[str, str] = {}
         self.later = WaitingTrials()
         self.blocked: StudyWriteError | None = None
@@ -111,9 +112,10 @@ class _Bridge:
         """What a worker is told of a trial."""
         resources = self.sweep.space.settings.resources
         limit, used = resources.time_limit, self.sweep.known[trial].seconds
-        return {
+        folder = self.sweep.folder(trial)
+        told = {
             "run": str(self.sweep.out.resolve()),
-            "folder": str(self.sweep.folder(trial).resolve()),
+            "folder": str(folder.resolve()),
             "stop": str(self.stop_file),
             "driver": os.getpid(),
             "threads": resources.cpu,
@@ -125,6 +127,7 @@ class _Bridge:
             "memory": resources.memory,
             "seconds": None if limit is None else max(0.0, limit - used),
         }
+        return told if self.away is None else told | self.away.tells(trial, folder)
 
     def take_back(self, tune_id: str, outcome: dict[str, Any]) -> None:
         """Record what a trial came to; an interrupted one stays open for a later session."""
@@ -135,11 +138,13 @@ class _Bridge:
             self._record(trial, outcome)
         except StudyWriteError as error:
             self.blocked = self.blocked or error
+        if self.away is not None:
+            self.away.bring(trial, self.sweep.folder(trial))
         self.look()
 
     def _record(self, trial: str, outcome: dict[str, Any]) -> None:
         if outcome["state"] == "blocked":
-            raise StudyWriteError(outcome["message"])
+            raise StudyWriteError(f"{outcome['message']}; the same command continues once it can be")
         if outcome["state"] == "lost":
             pause = self.sweep.lose(trial, outcome["message"])
             if pause is not None and not self.ending:
@@ -196,7 +201,7 @@ class _Returns(Callback):
         check_daemons()  # the worker is not to blame for what took its session with it
         folder = Path(trial.config["folder"])
         text = _error_text(trial, trial.get_error())
-        cause = read_verdict(folder)
+        cause = read_verdict(Path(trial.config.get("verdicts") or folder))
         if cause is None and _LOW_MEMORY in text:
             cause = {"kind": "out of memory", "message": one_line(text)}
         if cause is None:

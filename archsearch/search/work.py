@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import gc
 import json
@@ -12,7 +13,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from archsearch.experiment.spec import load_experiment
 from archsearch.search.folder import write_whole
@@ -33,8 +34,15 @@ ERROR = "error.txt"
 REPLICATES = "replicates"
 
 Outcome = dict[str, Any]
-"""state: complete | rung | failed | interrupted; with `metrics` (means over the seeds, their `spread` where
-there are several) and `tokens` trained, or `cause` {kind, message, step}, and `seconds`."""
+"""state: complete | rung | failed | interrupted | blocked; with `metrics` (means over the seeds, their
+`spread` where there are several) and `tokens` trained, or `cause` {kind, message, step}, and `seconds`.
+blocked: the trial's folder cannot be written, which is no fault of its own; `message` says where and why."""
+
+
+class Stop(Protocol):
+    """A path, or what is asked like one."""
+
+    def exists(self) -> bool: ...
 
 
 class Scores(NamedTuple):
@@ -48,12 +56,12 @@ class Scores(NamedTuple):
 class TrialWork:
     """Trains and scores the experiment in a trial's folder, continuing from its checkpoint.
 
-    stop: a file whose existence asks every trial to write its checkpoint and end. goal: the share of the
-    training steps to take now; below 1, the outcome is a `rung`. seeds: trainings, each to the goal and one
-    after the other; those after the first live in `replicates/` and only their seeds differ.
+    stop: a file (or sign) whose existence asks every trial to write its checkpoint and end. goal: the share
+    of the training steps to take now; below 1, the outcome is a `rung`. seeds: trainings, each to the goal
+    and one after the other; those after the first live in `replicates/` and only their seeds differ.
     """
 
-    def __init__(self, folder: Path, stop: Path, device: str = "cpu", goal: float = 1.0, seeds: int = 1):
+    def __init__(self, folder: Path, stop: Stop, device: str = "cpu", goal: float = 1.0, seeds: int = 1):
         self.folder = folder
         self.stop = stop
         self.device = device
@@ -176,6 +184,8 @@ class TrialWork:
             steps = max(1, min(2 * steps, int(steps * _LOOK_SECONDS / max(taken, 1e-6))))
 
     def _failed(self, error: Exception) -> Outcome:
+        if (message := unwritable(error, self._home)) is not None:
+            return {"state": "blocked", "message": message, "seconds": self.seconds}
         with contextlib.suppress(OSError):
             (self.folder / ERROR).write_text("".join(traceback.format_exception(error)))
         cause: dict[str, Any] = {
@@ -211,6 +221,24 @@ def _kind(error: Exception) -> str:
     if isinstance(error, MemoryError) or name == "OutOfMemoryError" or "can't allocate memory" in text:
         return "out of memory"
     return name
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def unwritable(error: BaseException | None, folder: Path) -> str | None:
+    """Where and why something could not be written, where an error, or what led to it, says that."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            denied = error.errno in (errno.EACCES, errno.EPERM)
+            ours = error.filename is not None and Path(error.filename).is_relative_to(folder)
+            if error.errno in _NO_ROOM or (denied and ours):
+                return f"{error.filename or folder}: cannot be written: {os.strerror(error.errno)}"
+        for number in _NO_ROOM:  # libraries that write by themselves
+            if os.strerror(number) in str(error):
+                return f"{folder}: cannot be written: {os.strerror(number)}"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _kept_scores(folder: Path) -> Scores | None:

@@ -10,9 +10,10 @@ from typing import Any
 
 from ray import tune
 
+from archsearch.search.away import AwayWork, StopKey
 from archsearch.search.guard import SHARE_OF_MEMORY, Guard, Limits, node_memory
 from archsearch.search.place import cpu_count
-from archsearch.search.work import TrialWork
+from archsearch.search.work import Stop, TrialWork
 from archsearch.study.schema import LOCK
 
 
@@ -21,13 +22,22 @@ class TrialWorker(tune.Trainable):
 
     config: run, folder, stop (paths), driver (the driver's process id), threads, device, cwd, goal, seeds
     (as `TrialWork` has them), concurrency (trials at once), memory and seconds (what this one may use; None:
-    its share, and no limit). What a trial came to is reported as JSON under `outcome`, an exception
-    included: it is the trial that fails, not its worker, which goes on with the next one.
+    its share, and no limit). On a cluster also home (a URI) and spec, as `AwayWork` has them, and verdicts (a
+    path, if any); stop is then the key of a `StopKey`, and the other paths are the driver's alone.
+
+    What a trial came to is reported as JSON under `outcome`, an exception included: it is the trial that
+    fails, not its worker, which goes on with the next one.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
-        os.chdir(config["cwd"])
-        self.guard = Guard(Path(config["run"]) / LOCK, config["driver"])
+        self.sign: Stop = Path(config["stop"])
+        away = "home" in config
+        if away:
+            self.sign = StopKey(config["stop"])
+            self.sign.follow()
+        else:
+            os.chdir(config["cwd"])
+        self.guard = Guard(None if away else Path(config["run"]) / LOCK, config["driver"])
         import torch
 
         torch.set_num_threads(config["threads"])
@@ -52,14 +62,15 @@ class TrialWorker(tune.Trainable):
         self.work.close()
 
     def _take(self, config: dict[str, Any]) -> None:
-        self.guard.watch(Path(config["folder"]), Limits(_memory_limit(config), config["seconds"]))
-        self.work = TrialWork(
-            Path(config["folder"]),
-            Path(config["stop"]),
-            config["device"],
-            goal=config["goal"],
-            seeds=config["seeds"],
-        )
+        folder = Path(config["folder"])
+        what = self.sign, config["device"], config["goal"], config["seeds"]
+        self.work: TrialWork | AwayWork
+        if "home" in config:
+            self.work = AwayWork(config["home"], config["spec"], *what)
+            folder = Path(config["verdicts"] or self.work.home.folder)
+        else:
+            self.work = TrialWork(folder, *what)
+        self.guard.watch(folder, Limits(_memory_limit(config), config["seconds"]))
 
 
 def _is_sound() -> bool:
