@@ -7,6 +7,7 @@ Exit codes: 0 well; 1 the run failed; 2 the user's input is wrong; 3 finished, w
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -41,6 +42,8 @@ FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 
 def main() -> NoReturn:
     """Run a command; every mistake ends in one line and an exit code."""
+    # As Ctrl-C; a sweep's training handles both signals itself.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except KeyboardInterrupt:
@@ -56,12 +59,16 @@ def _explain(error: Exception) -> int:
     """Say what went wrong in one line on stderr; the exit code that it deserves."""
     from archsearch.spec.errors import SpecError
     from archsearch.study import StudyError
+    from archsearch.study.log import StudyWriteError
     from archsearch.training.errors import TrainingFailed
 
     text = " ".join(str(error).split())
     if isinstance(error, SpecError | StudyError | ValueError):
         print(text, file=sys.stderr)
         return WRONG_INPUT
+    if isinstance(error, StudyWriteError):
+        print(text, file=sys.stderr)
+        return WRONG_INPUT if error.is_denied else FAILED
     if isinstance(error, TrainingFailed):
         print(f"training failed: {text}", file=sys.stderr)
         return FAILED

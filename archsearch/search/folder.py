@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from archsearch.search.space import SearchSpace
 from archsearch.spec import SpecError
 from archsearch.study import Study, StudyError
+from archsearch.study.log import StudyWriteError
 from archsearch.study.schema import FRONT, LOCK, RECORD, SPACE, SPEC, TRIALS
 
 SHOWN_CHANGES = 5
@@ -42,20 +45,33 @@ def check_same(space: SearchSpace, out: Path) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """The file holds all of the text or is as it was."""
+    """The file holds all of the text or is as it was. Raises StudyWriteError."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    with writing(path):
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say which path could not be written, where the system refuses. Raises StudyWriteError."""
+    try:
+        yield
+    except StudyWriteError:
+        raise
+    except OSError as error:
+        raise StudyWriteError(f"{path}: cannot be written: {error.strerror or error}", error) from error
 
 
 def write_front(study: Study) -> int:
     """Make `front/` hold the experiments of the front's members and nothing else; how many they are."""
     members = {f"{trial.id}.yaml": study.run_dir / TRIALS / trial.id / SPEC for trial in study.front()}
     folder = study.run_dir / FRONT
-    folder.mkdir(exist_ok=True)
-    for stale in folder.glob("*.yaml"):
-        if stale.name not in members:
-            stale.unlink()
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+        for stale in folder.glob("*.yaml"):
+            if stale.name not in members:
+                stale.unlink()
     for name, spec in members.items():
         if not (folder / name).exists():
             write_whole(folder / name, spec.read_text())

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from archsearch.search.costs import is_cost, objective_values
-from archsearch.search.folder import check_folder, check_same, write_front, write_whole
+from archsearch.search.folder import check_folder, check_same, write_front, write_whole, writing
 from archsearch.search.halving import Halving
 from archsearch.search.layout import draw
 from archsearch.search.retries import BACKOFF_SECONDS
@@ -321,7 +321,8 @@ class Sweep:
         """The trial's folder, with the candidate as an experiment file."""
         assert candidate.experiment is not None
         folder = self.folder(trial)
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         name = {"name": f"{self.space.name}-{trial}"}
         values = candidate.experiment.dump()
         write_whole(folder / SPEC, to_yaml(values | name | {"arch": name | values["arch"] | name}))

@@ -1,6 +1,7 @@
 """The writer of a study's record: one process at a time, one whole line at a time, each on disk."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import math
@@ -20,7 +21,12 @@ _LOCK_PATIENCE_SECONDS = 0.5
 
 
 class StudyWriteError(OSError):
-    """The record could not be written: disk full, folder gone, no permission."""
+    """A run's folder could not be written: disk full, folder gone, no permission. cause: what the system
+    said."""
+
+    def __init__(self, message: str, cause: OSError | None = None):
+        super().__init__(message)
+        self.is_denied = cause is not None and cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class StudyLog:
@@ -52,7 +58,8 @@ class StudyLog:
             torn = _repair(self._fd, self.path)
         except OSError as error:
             self.close()
-            raise StudyWriteError(f"{self.path}: cannot open the record for writing: {error}") from error
+            message = f"{self.path}: cannot open the record for writing: {error.strerror or error}"
+            raise StudyWriteError(message, error) from error
         except StudyError:
             self.close()
             raise
@@ -214,7 +221,8 @@ def _write_whole(fd: int, line: bytes, path: Path) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             os.ftruncate(fd, before)
-        raise StudyWriteError(f"{path}: cannot append to the record: {error}") from error
+        reason = error.strerror or error
+        raise StudyWriteError(f"{path}: cannot append to the record: {reason}", error) from error
 
 
 def _sync_folder(folder: Path) -> None:
