@@ -12,18 +12,28 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, PlainSerializer, PlainValidator, ValidationError, model_validator
+from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, ValidationError, model_validator
 
 from archsearch.data.heldout import recall_spec
 from archsearch.data.spec import BUILT_IN, DataSpec
 from archsearch.evaluation.spec import EvaluationSpec
 from archsearch.experiment.rules import resolve
 from archsearch.spec import ModelSpec
-from archsearch.spec.errors import Issue, dotted, issues_of, nearest, refuse_all, validate
+from archsearch.spec.errors import Issue, dotted, issues_of, nearest, refuse, refuse_all, shown, validate
 from archsearch.spec.layers import Spec
 from archsearch.spec.loading import spec_from
 from archsearch.spec.source import Source
 from archsearch.training.spec import TrainingSpec
+
+
+def _folder_name(value: str) -> str:
+    """Runs are kept in folders of their experiment's or search's name."""
+    if not value.isprintable() or {"/", "\\"} & set(value) or value in (".", ".."):
+        refuse((), f"a name is also a folder's, without slashes and line breaks, found {shown(value)}")
+    return value
+
+
+FolderName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_folder_name)]
 
 
 def _parse_arch(value: Any) -> ModelSpec:
@@ -41,7 +51,7 @@ class Experiment(Spec):
     (`archsearch.experiment.rules`); the experiment holds what came out.
     """
 
-    name: str = Field(default="experiment", min_length=1, max_length=200)
+    name: FolderName = "experiment"
     arch: Arch
     data: DataSpec = DataSpec(mixture={"reference": 0.5, "mqar": 0.5})
     training: TrainingSpec = TrainingSpec()
@@ -170,5 +180,5 @@ def load_experiment(path: str | Path) -> Experiment:
     value = source.value
     if isinstance(value, dict) and "arch" not in value and "d_model" in value:
         arch = spec_from(source)
-        return Experiment(name=arch.name, arch=arch)
+        return source.check(Experiment, lambda: validate(Experiment, {"name": arch.name, "arch": arch}))
     return source.check(Experiment, lambda: validate(Experiment, value))

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 from archsearch.search.costs import CandidateCosts
 from archsearch.spec.cost_names import CostName
+from archsearch.spec.errors import shown
 from archsearch.spec.quantities import parse_quantity
 
 OPERATORS = ("<=", ">=", "<", ">")
 INVALID = "a valid combination"
 """The constraint that candidates break whose parts do not fit together."""
 
-_PARTS = re.compile(r"\s*([^<>=!]*?)\s*([<>=!]+)\s*([^<>=!]*?)\s*")
+_OPERATOR = re.compile(r"[<>=!]+")
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,16 @@ class Constraint:
 
 def parse_constraint(text: str) -> Constraint:
     """Raises ValueError saying which part cannot be read and what was expected there."""
-    match = _PARTS.fullmatch(text)
-    if match is None or not match[1] or not match[3]:
-        raise ValueError(f"expected a cost, an operator and a limit such as 'params <= 2M', found {text!r}")
-    if match[2] not in OPERATORS:
-        raise ValueError(f"unknown operator {match[2]!r}; expected one of: {', '.join(OPERATORS)}")
-    return Constraint(text.strip(), CostName.parse(match[1]), match[2], parse_quantity(match[3]))
+    text = " ".join(text.split())
+    operator, *more = _OPERATOR.findall(text) or [""]
+    name, _, limit = (part.strip() for part in text.partition(operator or " "))
+    if more or not (operator and name and limit):
+        raise ValueError(
+            f"expected a cost, an operator and a limit such as 'params <= 2M', found {shown(text, 80)}"
+        )
+    if operator not in OPERATORS:
+        raise ValueError(f"unknown operator {operator!r}; expected one of: {', '.join(OPERATORS)}")
+    return Constraint(text, CostName.parse(name), operator, parse_quantity(limit))
 
 
 def violations(constraints: Iterable[Constraint], costs: CandidateCosts) -> dict[str, float]:

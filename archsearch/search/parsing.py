@@ -27,6 +27,8 @@ from archsearch.spec.quantities import parse_count
 
 MAX_ALTERNATIVES = 1000
 MAX_PARTS = 64
+MAX_WHOLE = 1 << 53
+"""The largest whole number up to which floating-point ones are exact."""
 
 
 def parse_space(value: Any, path: Path = ()) -> Node:
@@ -40,6 +42,9 @@ def parse_space(value: Any, path: Path = ()) -> Node:
             return Plain(path, value)
         return Keys(path, items)
     if isinstance(value, list):
+        if len(value) > MAX_LAYERS:
+            # No model is that deep, and every try of it would take seconds.
+            refuse(path, f"expected at most {MAX_LAYERS:,} entries, found {shown(value)}")
         nodes = [parse_space(item, (*path, i)) for i, item in enumerate(value)]
         if all(isinstance(node, Plain) for node in nodes):
             return Plain(path, value)
@@ -96,6 +101,8 @@ def _parse_alternatives(value: Any, inside: Path) -> Alternatives:
 def _parse_int(value: Any, path: Path, inside: Path) -> Node:
     numbers = _numbers(value, inside, 2, 3, "[low, high] or [low, high, step]")
     for i, number in enumerate(numbers):
+        if abs(number) > MAX_WHOLE:
+            refuse((*inside, i), f"expected at most {MAX_WHOLE:,} either way, found {shown(value[i])}")
         if number != int(number):
             refuse((*inside, i), f"expected a whole number, found {shown(value[i])}")
     low, high, step = (int(number) for number in [*numbers, 1][:3])

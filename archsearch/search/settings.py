@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, model_validator
 
+from archsearch.experiment.spec import FolderName
 from archsearch.search.constraints import Constraint, parse_constraint
 from archsearch.search.costs import is_cost
 from archsearch.spec.cost_names import CostName
@@ -90,11 +91,16 @@ LEAST_SHARE = 0.001
 """Of a GPU; Ray counts ten-thousandths."""
 
 OWN_STORAGE, NO_STORAGE = "auto", "none"
+DATABASES = ("sqlite", "mysql", "mariadb", "postgresql", "oracle", "mssql")
+"""SQLAlchemy's own; it may know others, which packages add."""
 
 
 def _known_storage(value: str) -> str:
     if value not in (OWN_STORAGE, NO_STORAGE) and "://" not in value:
         refuse((), f"expected auto, none or a URL such as sqlite:///studies.db, found {shown(value)}")
+    database = value.partition("://")[0].partition("+")[0]
+    if database not in DATABASES and (hint := nearest(database, DATABASES)).startswith("; did you mean"):
+        refuse((), f"unknown database {database!r}{hint}")
     return value
 
 
@@ -183,7 +189,7 @@ def _parse_constraint(value: Any) -> Constraint:
 class Settings(Spec):
     """A search-space file without its candidates' sections."""
 
-    name: str = Field(default="search", min_length=1, max_length=200)
+    name: FolderName = "search"
     objectives: dict[str, Objective] = Field(default_factory=default_objectives, min_length=1)
     constraints: list[
         Annotated[Constraint, PlainValidator(_parse_constraint), PlainSerializer(lambda c: c.text)]

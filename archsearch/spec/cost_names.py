@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from archsearch.spec.errors import nearest
+from archsearch.spec.errors import nearest, shown
 
 COSTS = ("params", "active_params", "flops_per_token", "state_bytes")
 
@@ -28,8 +28,12 @@ class CostName:
         """Raises ValueError, with the nearest cost where the name is unknown."""
         match = _NAME.fullmatch(text.strip())
         if match is None or match[1] not in COSTS:
-            word = text.strip().partition("@")[0]
-            raise ValueError(f"unknown cost {word!r}{nearest(word, COSTS)}")
+            word, _, context = text.strip().partition("@")
+            if word in COSTS:
+                raise ValueError(
+                    f"{word}@: expected tokens after it, such as {word}@1024, found {shown(context)}"
+                )
+            raise ValueError(f"unknown cost {shown(word, 80)}{nearest(word, COSTS)}")
         if match[2] is not None and int(match[2]) < 1:
             raise ValueError(f"{text.strip()}: a context is at least 1 token")
         return cls(match[1], int(match[2]) if match[2] else None)

@@ -201,13 +201,13 @@ class _Solver:
         if self._known(low) > self.match.target:
             if self._known(low) <= self.match.target * (1 + TOLERANCE):
                 return low, low
+            if self.cost(high) == self.cost(low):
+                self._refuse_useless(low)
             self._refuse(f"the smallest is {self._at(low)}")
         while high <= _LARGEST and (cost := self.cost(high)) is not None and cost < self.match.target:
             gained = (cost - self._known(low)) / (high - low)
             if gained <= 0:
-                self._refuse(
-                    f"it is {self.match.text(cost)} whatever {self.match.by} is: no layer takes it from match"
-                )
+                self._refuse_useless(high)
             # Costs grow at least in proportion, so the line through the last two reaches too far or just so.
             reach = high + (self.match.target - cost) / gained
             low, high = high, grain * max(2 * high // grain, min(_LARGEST, math.ceil(reach)) // grain + 1)
@@ -244,6 +244,10 @@ class _Solver:
 
     def _at(self, steps: int) -> str:
         return f"{self.match.text(self._known(steps))} ({self.match.by} {self.width(steps):.6g})"
+
+    def _refuse_useless(self, steps: int) -> NoReturn:
+        cost = self.match.text(self._known(steps))
+        self._refuse(f"it is {cost} whatever {self.match.by} is: no layer takes it from match")
 
     def _refuse(self, why: str) -> NoReturn:
         budget = f"{self.match.cost} = {self.match.text(self.match.target)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -24,7 +25,7 @@ BYTES = {
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
-_NUMBER = re.compile(r"\s*(\d+(?:_\d+)*(?:\.\d*)?(?:[eE][+-]?\d+)?)\s*([A-Za-z]*)\s*")
+_NUMBER = re.compile(r"(\d+(?:_\d+)*(?:\.\d*)?(?:[eE][+-]?\d+)?)\s*([A-Za-z]*)")
 
 
 def parse_count(text: str) -> float:
@@ -59,11 +60,14 @@ def bytes_text(value: float) -> str:
 
 
 def _parse(text: str, units: dict[str, int], expected: str = "a number such as 4M") -> float:
-    match = _NUMBER.fullmatch(text)
+    match = _NUMBER.fullmatch(text.strip())
     known = {unit.lower(): size for unit, size in units.items()}
     if match is None or match[2].lower() not in known:
-        raise ValueError(f"expected {expected}, found {text!r}")
-    return float(match[1].replace("_", "")) * known[match[2].lower()]
+        raise ValueError(f"expected {expected}, found {shown(text, 80)}")
+    found = float(match[1].replace("_", "")) * known[match[2].lower()]
+    if math.isinf(found):
+        raise ValueError(f"expected {expected}, found {shown(text, 80)}, which is beyond all numbers")
+    return found
 
 
 def _read(parse: Callable[[str], float], value: Any) -> Any:
