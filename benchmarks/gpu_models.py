@@ -80,12 +80,15 @@ def build(spec: ModelSpec, mode: Any = "auto") -> LanguageModel:
     return model
 
 
+def optimiser_of(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+
+
 def training_step(
-    model: nn.Module, logits: Callable[[Tensor], Tensor], loss_of: Loss, ids: Tensor
+    logits: Callable[[Tensor], Tensor], loss_of: Loss, optimiser: torch.optim.Optimizer, ids: Tensor
 ) -> Callable[[], object]:
-    """bf16 autocast, fp32 weights, fused AdamW. Gradients are dropped at the end, so that another model's
-    steps in between have their memory."""
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    """bf16 autocast over fp32 weights. Gradients are dropped at the end, so that another model's steps in
+    between have their memory."""
     targets = ids.roll(-1, 1)
 
     def step() -> None:

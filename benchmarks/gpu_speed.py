@@ -11,7 +11,7 @@ from typing import Any
 import gpu_rivals
 import torch
 import torch.nn.functional as F
-from gpu_models import SHAPES, build, spec_of, training_step
+from gpu_models import SHAPES, build, optimiser_of, spec_of, training_step
 from gpu_report import (
     BARS,
     BF16,
@@ -20,6 +20,7 @@ from gpu_report import (
     Report,
     explained,
     limited,
+    milliseconds,
     ratio,
     seconds,
     synchronise,
@@ -27,6 +28,8 @@ from gpu_report import (
 )
 from torch import Tensor
 
+from archsearch.compiler.loss import cross_entropy
+from archsearch.data import IGNORE
 from archsearch.mixers.base import tensors_in
 from archsearch.spec import model_cost
 
@@ -69,9 +72,12 @@ def train_case(
     if compiled:
         for block in model.layers:
             block.compile()
-    own = training_step(model, model, F.cross_entropy, ids)
+    optimiser, own_loss = optimiser_of(model), partial(cross_entropy, ignore=IGNORE, kernels=model.kernels)
+    own = training_step(model, own_loss, optimiser, ids)
+    plain = training_step(model, F.cross_entropy, optimiser, ids)
     row: dict[str, Any] = {"params": sum(p.numel() for p in model.parameters())}
-    (taken,) = seconds([own], report.rounds)
+    taken, with_torchs_loss = seconds([own, plain], report.rounds)
+    row["own with torch's loss ms"] = milliseconds(with_torchs_loss)
     flops = 3 * model_cost(spec, context, "bfloat16").total.flops * tokens
     row |= rates("own", taken, tokens)
     row["own share of peak"] = round(flops / median(taken) / top, 4)
@@ -106,7 +112,7 @@ def against(
                 row[f"{label} params"] = sum(p.numel() for p in other.parameters())
                 if compile_it:
                     gpu_rivals.compile_blocks(other)
-                its_step = training_step(other, logits, F.cross_entropy, ids)
+                its_step = training_step(logits, F.cross_entropy, optimiser_of(other), ids)
                 its_step()  # alone, so that one that does not run costs no steps of ours
                 mine, its = seconds([own, its_step], report.rounds, warm=1)
                 return {**row, **rates(label, its, ids.numel()), f"own / {label}": ratio(mine, its)}

@@ -16,6 +16,7 @@ from archsearch.compiler.lora import adapt
 from archsearch.compiler.merges import MERGE_MODULES
 from archsearch.compiler.overlap import overlapped
 from archsearch.mixers.base import Call, Mixer, Surroundings, masked
+from archsearch.mixers.kernels import Kernels
 from archsearch.mixers.norms import build_norm
 from archsearch.mixers.table import MIXERS
 from archsearch.spec.graph import Node
@@ -28,7 +29,7 @@ class Block(nn.Module):
     `pre` norms the layer's input, `post` its output, `sandwich` both, `entry` what enters the block.
     """
 
-    def __init__(self, node: Node, layer: nn.Module, spec: ModelSpec):
+    def __init__(self, node: Node, layer: nn.Module, spec: ModelSpec, kernels: Kernels):
         super().__init__()
         d_model = spec.d_model
         self.node = node
@@ -37,9 +38,11 @@ class Block(nn.Module):
         self.out_scale = node.layer.out_scale * (spec.scales.residual if node.residual else 1.0)
         self.enters = node.norm == "entry"
         before, after = node.norm in ("pre", "sandwich", "entry"), node.norm in ("post", "sandwich")
-        self.norm = build_norm(spec.norm, node.layer.input_width(d_model)) if before else None
-        self.post_norm = build_norm(spec.norm, d_model) if after else None
+        self.norm = build_norm(spec.norm, node.layer.input_width(d_model), kernels) if before else None
+        self.post_norm = build_norm(spec.norm, d_model, kernels) if after else None
         self.layer: Any = layer
+        self.splits = not node.inputs and not self.enters and _rounds_input(layer)
+        """Whether the residual and the norm of it are one kernel's work."""
         self.stream: str | None = None
         """The stream that the output goes to, where a later layer takes it as an input."""
 
@@ -59,11 +62,12 @@ class Block(nn.Module):
 
     def _in(self, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
         """The residual, and what the layer reads."""
+        y = x
         if self.node.inputs:
             y = torch.cat([x, *(call.streams[name] for name in self.node.inputs)], dim=-1)
-        else:
-            y = x
-        if self.norm is not None:
+        if self.norm is not None and self.splits:
+            x, y = self.norm.beside(x)
+        elif self.norm is not None:
             y = self.norm(y)
         if self.enters:
             x = y
@@ -154,6 +158,15 @@ class ParallelLayer(nn.Module):
         return outputs, tuple(states)
 
 
+def _rounds_input(layer: nn.Module) -> bool:
+    """Whether all that read the layer's input round it; a residual among them would hand it on."""
+    if isinstance(layer, ParallelLayer):
+        firsts = [blocks[0] for blocks in layer.branches]
+        bare = all(not first.residual and first.norm is None for first in firsts)
+        return bare and all(_rounds_input(first.layer) for first in firsts)
+    return isinstance(layer, Mixer) and layer.rounds_input
+
+
 def _through(blocks: nn.ModuleList, x: Tensor, call: Call) -> Tensor:
     for block in blocks:
         x = block(x, call)
@@ -179,7 +192,7 @@ class StackBuilder:
     def block(self, node: Node) -> Block:
         if node.owner is not None and node.lora is None and node.layer.lora is None:
             return self.built[node.owner]
-        block = Block(node, self._layer(node), self.spec)
+        block = Block(node, self._layer(node), self.spec, self.around.kernels)
         if node.owner is not None:
             _tie(block, self._tensors[node.owner])
         elif node.layer.id is not None:

@@ -59,7 +59,7 @@ class LanguageModel(nn.Module):
         )
         self.layers: Any = nn.ModuleList(builder.stack(spec.nodes))
         self.blocks: dict[str, Block] = builder.built
-        self.final_norm = build_norm(spec.norm, spec.d_model) if spec.final_norm else None
+        self.final_norm = build_norm(spec.norm, spec.d_model, kernels) if spec.final_norm else None
         self.head = None if spec.embedding.tied else nn.Linear(spec.d_model, spec.vocab, bias=False)
 
     def forward(self, ids_bl: Tensor, call: Call | None = None) -> Tensor:
@@ -128,7 +128,7 @@ class LanguageModel(nn.Module):
 
     def _logits(self, x: Tensor) -> Tensor:
         if self.final_norm is not None:
-            x = self.final_norm(x)
+            x = self.final_norm.beside(x)[1]
         weight = self.embedding.weight if self.head is None else self.head.weight
         logits, scales = F.linear(x, weight), self.spec.scales
         if scales.logits != 1.0:

@@ -38,6 +38,8 @@ class MoeMixer(Stateless):
     experts.down_proj (e, d, f); shared is an `mlp`, shared_gate.weight (1, d); latent_down, latent_up.
     """
 
+    rounds_input = False  # the router's scores are float32
+
     def __init__(self, spec: Moe, around: Surroundings, project: bool = True):
         super().__init__(spec, around, project)
         d_model, width = around.d_model, spec.input_width(around.d_model)

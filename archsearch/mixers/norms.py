@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from archsearch.mixers.blocks import blocks
+from archsearch.mixers.kernels import Choice, Kernels
+from archsearch.mixers.kernels.limits import norm_problem
 from archsearch.spec.model import NormSpec
 
 
@@ -28,6 +30,20 @@ class RMSNorm(nn.Module):
         self.groups = groups
         self.unit_offset = unit_offset
         self.weight = nn.Parameter(torch.zeros(width) if unit_offset else torch.ones(width))
+        self.kernel: Choice | None = None
+
+    def beside(self, x_d: Tensor) -> tuple[Tensor, Tensor]:
+        """x itself, and its norm, for a block that goes on with both.
+
+        In training on a GPU by one kernel; the norm then has the dtype that autocast gives to matmuls.
+        """
+        kernel = None if self.kernel is None else self.kernel.of(x_d)
+        if kernel is None or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return x_d, self(x_d)
+        device = x_d.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_d.dtype
+        y_d, x_d = kernel(x_d, self._factor(), eps=self.eps, dtype=dtype)
+        return x_d, y_d
 
     def forward(self, x_d: Tensor) -> Tensor:
         if x_d.is_cuda and self.groups == 1:
@@ -37,8 +53,10 @@ class RMSNorm(nn.Module):
     def gated(self, x_d: Tensor, gate_d: Tensor, *, norm_first: bool) -> Tensor:
         """norm(x) * SiLU(gate), or norm(x * SiLU(gate)); of the gate's dtype."""
         if x_d.is_cuda:
-            silu = F.silu(gate_d)
-            return self(x_d).to(silu.dtype) * silu if norm_first else self(x_d.to(silu.dtype) * silu)
+            # In float32: what rounding takes here, the gradients of Mamba-2's rates lack.
+            wide = torch.promote_types(gate_d.dtype, torch.float32)
+            x_d, silu = x_d.to(wide), F.silu(gate_d.to(wide))
+            return (self(x_d) * silu if norm_first else self(x_d * silu)).to(gate_d.dtype)
         return _GatedRmsNorm.apply(x_d, gate_d, self._factor(), self.eps, self.groups, norm_first)
 
     def _factor(self) -> Tensor:
@@ -166,9 +184,14 @@ class LayerNorm(nn.LayerNorm):
     def __init__(self, width: int, eps: float):
         super().__init__(width, eps=eps)
 
+    def beside(self, x_d: Tensor) -> tuple[Tensor, Tensor]:
+        return x_d, self(x_d)
 
-def build_norm(spec: NormSpec, width: int) -> nn.Module:
+
+def build_norm(spec: NormSpec, width: int, kernels: Kernels) -> RMSNorm | LayerNorm:
     """The model's norm, over `width` channels."""
     if spec.kind == "layernorm":
         return LayerNorm(width, spec.eps)
-    return RMSNorm(width, spec.eps, unit_offset=spec.unit_offset)
+    norm = RMSNorm(width, spec.eps, unit_offset=spec.unit_offset)
+    norm.kernel = kernels.choose("norm", norm_problem(width), needed=False)
+    return norm

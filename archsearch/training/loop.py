@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from archsearch.compiler.loss import cross_entropy
 from archsearch.data import IGNORE, Group, MixtureStream
 from archsearch.mixers.base import Call
+from archsearch.mixers.kernels import Kernels
 from archsearch.mixers.moe import rebalance
 from archsearch.training.errors import TrainingFailed
 from archsearch.training.schedule import learning_rate
@@ -43,6 +44,7 @@ class Trainer:
         self.stream = stream
         self.spec = spec
         self.device = torch.device(device)
+        self.kernels = getattr(model, "kernels", Kernels())
         self.step = 0
         self.optimizer = make_optimizer(model, spec)
 
@@ -84,8 +86,8 @@ class Trainer:
             rows = logits_blv.split([len(group.inputs_bl) for group in same])
             for group, part_blv in zip(same, rows, strict=True):
                 targets = self._on_device(group.targets_bl).flatten()
-                losses[group.source] = F.cross_entropy(
-                    part_blv.flatten(0, 1).float(), targets, ignore_index=IGNORE
+                losses[group.source] = cross_entropy(
+                    part_blv.flatten(0, 1), targets, ignore=IGNORE, kernels=self.kernels
                 )
         total = sum((group.weight * losses[group.source] for group in groups), torch.zeros(()))
         return total, auxiliary, {name: loss.detach() for name, loss in losses.items()}

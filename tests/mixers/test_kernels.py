@@ -132,6 +132,14 @@ def selective_state_update(
     return y
 
 
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return F.rms_norm(x.float(), x.shape[-1:], weight, eps).to(dtype), x
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, ignore: int) -> Tensor:
+    return F.cross_entropy(logits.float(), targets, ignore_index=ignore)
+
+
 STAND_INS: dict[str, Callable[..., Any]] = {
     "attention": flash_attn,
     "packed_attention": flash_attn_varlen,
@@ -142,6 +150,8 @@ STAND_INS: dict[str, Callable[..., Any]] = {
     "mamba2": mamba_split_scan,
     "selective_scan": selective_scan,
     "selective_scan_step": selective_state_update,
+    "norm": rms_norm,
+    "cross_entropy": cross_entropy,
 }
 
 

@@ -4,7 +4,7 @@ The first argument is always the kernel itself, so that whatever keeps its conve
 
 Shape suffixes: b batch, l length, t all tokens of all sequences, x any heads, e head_dim of attention,
 c channels, k kernel width, j the convolution's earlier tokens, h heads, p channels a head, g groups, n state
-size, i inner width, w width of an input projection, d d_model.
+size, i inner width, w width of an input projection, d d_model, v vocabulary.
 """
 
 from __future__ import annotations
@@ -262,6 +262,18 @@ def selective_scan_step(
         dt_bias=by_head(torch.zeros_like(A_in[:, 0]), 0),
     )
     return y_bhp.flatten(1), state_bin
+
+
+def norm(
+    kernel: Function, x_d: Tensor, weight_d: Tensor, *, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """RMS norm in `dtype`, and the input, to go on from; leading axes are free."""
+    return kernel(x_d, weight_d, eps, dtype)
+
+
+def cross_entropy(kernel: Function, logits_tv: Tensor, targets_t: Tensor, *, ignore: int) -> Tensor:
+    """The mean over the tokens whose target is not `ignore`."""
+    return kernel(logits_tv, targets_t, ignore)
 
 
 def _rows_of_eight(x_blc: Tensor) -> Tensor:

@@ -10,6 +10,10 @@ SCAN_STATES = 256
 """The largest state of Mamba-1's kernel."""
 
 
+NORM_WIDTH = 16384
+"""The widest row that a program of the norm's kernel holds."""
+
+
 def attention_problem(head_dim: int, value_dim: int, *, sinks: bool = False) -> str | None:
     if sinks:
         return "sinks have no kernel"
@@ -39,6 +43,12 @@ def mamba2_problem(inner: int, groups: int, d_state: int, heads: int, *, d_conv:
     if (width := 2 * inner + 2 * groups * d_state + heads) % 8:
         return f"2*d_inner + 2*groups*d_state + heads = {width} is no multiple of 8"
     return short_conv_problem(inner + 2 * groups * d_state, d_conv)
+
+
+def norm_problem(width: int) -> str | None:
+    if width > NORM_WIDTH:
+        return f"the norm is {width} wide, more than {NORM_WIDTH}"
+    return None
 
 
 def selective_scan_problem(d_state: int) -> str | None:

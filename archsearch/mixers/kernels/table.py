@@ -60,6 +60,8 @@ OPERATIONS: dict[str, tuple[Kernel, ...]] = {
         Kernel("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn", calls.selective_scan),
     ),
     "selective_scan_step": (Kernel(*STATE_UPDATE, calls.selective_scan_step),),
+    "norm": (Kernel("archsearch.mixers.kernels.triton_norm", "rms_norm_beside", calls.norm),),
+    "cross_entropy": (Kernel("archsearch.mixers.kernels.triton_loss", "cross_entropy", calls.cross_entropy),),
 }
 """Operation -> its kernels, the first usable one of which is taken. `mamba2` is a whole layer after its input
 projection: convolution, scan, gate, norm and output projection."""

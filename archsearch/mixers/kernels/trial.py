@@ -24,6 +24,7 @@ Results = tuple[Tensor, ...]
 BATCH, LENGTH, HEADS, HEAD_DIM, STATE, TAPS = 2, 40, 8, 64, 64, 4
 INNER = HEADS * HEAD_DIM
 CONV = INNER + 2 * STATE
+IGNORE = -1
 
 TOLERANCE = 0.08
 """Of the largest number of the reference: far above bfloat16's rounding, and nonsense is far above this."""
@@ -177,6 +178,12 @@ def _run_mamba2(
     return (y,)
 
 
+def _targets(logits: Tensor) -> Tensor:
+    targets = torch.arange(len(logits), device=logits.device)
+    targets[3] = IGNORE
+    return targets
+
+
 def _scanned(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor) -> Results:
     y, last = selective_scan_reference(u, F.softplus(dt + dt_bias), A, B.squeeze(2), C.squeeze(2))
     return y + D * u, last
@@ -272,6 +279,17 @@ TRIALS = {
         _scanned,
         frozenset({"A", "D", "dt_bias"}),
         negative=frozenset({"A"}),
+    ),
+    "norm": Trial(
+        {"x": (BATCH, LENGTH, INNER - 8), "weight": (INNER - 8,)},
+        lambda call, x, weight: call(x, weight, eps=1e-5, dtype=x.dtype),
+        lambda x, weight: (F.rms_norm(x, x.shape[-1:], weight, 1e-5), x),
+        frozenset({"weight"}),
+    ),
+    "cross_entropy": Trial(
+        {"logits": (LENGTH, INNER - 8)},
+        lambda call, logits: (call(logits, _targets(logits), ignore=IGNORE),),
+        lambda logits: (F.cross_entropy(logits, _targets(logits), ignore_index=IGNORE),),
     ),
     "selective_scan_step": Trial(
         {
