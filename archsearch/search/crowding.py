@@ -5,6 +5,8 @@ Shape legend: n candidates, m of one front, d objectives. All values are costs: 
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 import numpy as np
 import numpy.typing as npt
 
@@ -15,6 +17,8 @@ Floats = npt.NDArray[np.float64]
 
 def fronts(costs_nd: Floats) -> list[npt.NDArray[np.intp]]:
     """Indices of each non-dominated front, the best one first."""
+    if costs_nd.shape[-1] == 2:
+        return _fronts_2d(costs_nd)
     left_m = np.arange(len(costs_nd))
     found = []
     while len(left_m):
@@ -22,6 +26,29 @@ def fronts(costs_nd: Floats) -> list[npt.NDArray[np.intp]]:
         found.append(left_m[best_m])
         left_m = left_m[~best_m]
     return found
+
+
+def _fronts_2d(costs_nd: Floats) -> list[npt.NDArray[np.intp]]:
+    """The same in O(n log n): by the first cost, each point joins the first front that it extends downwards.
+
+    `lowest` are the second costs that the fronts have come down to, which never decrease from front to front.
+    """
+    lowest: list[float] = []
+    members: list[list[int]] = []
+    before: tuple[float, float] | None = None
+    place = 0
+    points = costs_nd.tolist()
+    for n in np.lexsort(costs_nd.T[::-1]).tolist():
+        point = (points[n][0], points[n][1])
+        if point != before:  # equal points do not dominate each other
+            place = bisect_right(lowest, point[1])
+            if place == len(lowest):
+                lowest.append(point[1])
+                members.append([])
+            lowest[place] = point[1]
+        members[place].append(n)
+        before = point
+    return [np.array(sorted(front), dtype=np.intp) for front in members]
 
 
 def crowding(costs_nd: Floats) -> Floats:

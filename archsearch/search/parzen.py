@@ -116,9 +116,9 @@ class Parzen:
             same = [told for told in ended if told.result.share == share]
             costs_nd = np.array([told.result.values for told in same]) * self.signs
             for front_m in fronts(costs_nd):
+                if len(order) >= count:
+                    break
                 order += [same[m].trial for m in front_m[spread(costs_nd[front_m])]]
-            if len(order) >= count:
-                break
         good = order[:count]
         chosen = set(good)
         rest = [told.trial for told in self._told if told.trial not in chosen]

@@ -26,12 +26,9 @@ def non_dominated(points: ArrayLike, directions: Sequence[str]) -> NDArray[np.bo
         ValueError: a value is not finite, or the shapes disagree.
     """
     costs_nd = _costs(points, directions)
-    keep_n = np.zeros(len(costs_nd), dtype=bool)
-    unique_md, inverse_n = np.unique(costs_nd, axis=0, return_inverse=True)
+    unique_md, inverse_n = _unique(costs_nd)
     kept_m = _front_2d(unique_md) if costs_nd.shape[1] == 2 else _front_any(unique_md)
-    if len(costs_nd):
-        keep_n = kept_m[inverse_n.reshape(-1)]
-    return keep_n
+    return kept_m[inverse_n]
 
 
 def order_front(points: ArrayLike, directions: Sequence[str]) -> NDArray[np.intp]:
@@ -55,8 +52,7 @@ def hypervolume(points: ArrayLike, reference: ArrayLike, directions: Sequence[st
     inside_nd = costs_nd[(costs_nd < corner_d).all(axis=1)]
     if not len(inside_nd):
         return 0.0
-    unique_md = np.unique(inside_nd, axis=0)
-    return _volume(unique_md, corner_d)
+    return _volume(_unique(inside_nd)[0], corner_d)
 
 
 def _costs(points: ArrayLike, directions: Sequence[str]) -> Floats:
@@ -73,6 +69,18 @@ def _costs(points: ArrayLike, directions: Sequence[str]) -> Floats:
         raise ValueError("points: expected finite values only")
     signs_d = np.where(np.asarray(directions) == "maximize", -1.0, 1.0)
     return array_nd * signs_d
+
+
+def _unique(costs_nd: Floats) -> tuple[Floats, NDArray[np.intp]]:
+    """The different points as `(m, d)`, sorted by the first cost, ties by the next ones, and the place of
+    each of the n among them. (`np.unique` does the same, ten times slower.)"""
+    order_n = np.lexsort(costs_nd.T[::-1])
+    sorted_nd = costs_nd[order_n]
+    new_n = np.ones(len(sorted_nd), dtype=bool)
+    new_n[1:] = (sorted_nd[1:] != sorted_nd[:-1]).any(axis=1)
+    places_n = np.empty(len(order_n), dtype=np.intp)
+    places_n[order_n] = np.cumsum(new_n) - 1
+    return sorted_nd[new_n], places_n
 
 
 def _front_2d(sorted_nd: Floats) -> NDArray[np.bool_]:
@@ -108,7 +116,7 @@ def _volume(sorted_nd: Floats, corner_d: Floats) -> float:
     for index, point_d in enumerate(front_fd):
         # Earlier points reach at least as far along the first axis, so what they already cover of this
         # point's box is a prism over the remaining axes.
-        limited_md = np.unique(np.maximum(front_fd[:index, 1:], point_d[1:]), axis=0)
+        limited_md, _ = _unique(np.maximum(front_fd[:index, 1:], point_d[1:]))
         covered = _volume(limited_md, corner_d[1:]) if index else 0.0
         base = float(np.prod(corner_d[1:] - point_d[1:])) - covered
         total += float(corner_d[0] - point_d[0]) * base
