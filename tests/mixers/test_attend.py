@@ -18,7 +18,8 @@ from torch import Tensor
 from archsearch.mixers import attend
 from archsearch.mixers.attend import attend_to_cache, causal_attention, explicit_attention
 from archsearch.mixers.cache import last_tokens
-from archsearch.mixers.kernels import Kernels
+from archsearch.mixers.kernels import Kernels, choice
+from archsearch.mixers.kernels.torch_flash import windowed_attention
 from mixers.serving import Serving, served
 
 
@@ -195,3 +196,29 @@ def test_packed_kernels_get_the_tokens_without_padding(window: int | None, paddi
     if mask is not None:
         truth, found = (t * mask[:, None, :, None] for t in (truth, found))
     torch.testing.assert_close(found, truth)
+
+
+def windowed_kernel(q_blhe: Tensor, k_blge: Tensor, v_blge: Tensor, scale: float, window: int) -> Tensor:
+    q, k, v = (t.transpose(1, 2) for t in (q_blhe, k_blge, v_blge))
+    age = torch.arange(q.shape[2])[:, None] - torch.arange(q.shape[2])
+    return explicit_attention(q, k, v, (age >= 0) & (age < window), scale=scale).transpose(1, 2)
+
+
+def test_torchs_flash_attention_serves_windows_without_padding_alone() -> None:
+    q, k, v = random(2, 4, 9, 8), random(2, 2, 9, 8, seed=1), random(2, 2, 9, 8, seed=2)
+    form: dict[str, Any] = {"scale": 0.5, "window": 3}
+    kernels = Serving(served("attention", windowed_kernel, which=1))
+    truth = causal_attention(q, k, v, **form, kernels=Kernels())
+    torch.testing.assert_close(causal_attention(q, k, v, **form, kernels=kernels), truth)
+    choice._choose.cache_clear()
+    assert "windowed_attention" not in choice._choose("attention", "cuda", None, frozenset()).why
+    assert "windowed_attention" in choice._choose("attention", "cuda", None, frozenset({"softcap"})).why
+
+
+def test_torchs_flash_attention_takes_what_it_is_given() -> None:
+    """Arguments that do not fit would be a RuntimeError; that it has no CPU version comes after them."""
+    if torch.cuda.is_available():
+        pytest.skip("shown by its results")
+    heads = (torch.zeros(1, 9, 2, 6, dtype=torch.bfloat16) for _ in range(3))
+    with pytest.raises(NotImplementedError):
+        windowed_attention(*heads, scale=0.5, window=3)

@@ -40,6 +40,14 @@ def attention(
     return y.transpose(1, 2)
 
 
+def attention_by_torch(
+    kernel: Function, q_bxle: Tensor, k_bxle: Tensor, v_bxle: Tensor, *, scale: float, window: int = 1 << 30
+) -> Tensor:
+    """The same by torch's flash attention, which is of use for its window."""
+    q, k, v = (t.transpose(1, 2) for t in (q_bxle, k_bxle, v_bxle))
+    return kernel(q, k, v, scale, min(window, q.shape[1])).transpose(1, 2)
+
+
 def packed_attention(
     kernel: Function,
     q_txe: Tensor,

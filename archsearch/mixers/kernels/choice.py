@@ -70,7 +70,7 @@ class Kernels:
         else:
             choice = _choose(operation, self.device, problem, frozenset(forms))
         if needed and self.mode == "require" and choice.name == "torch":
-            wanted = " or ".join(str(kernel) for kernel in OPERATIONS[operation])
+            wanted = " or ".join(str(kernel) for kernel in OPERATIONS[operation] if forms or kernel.plain)
             raise KernelError(f"{wanted} is required for {operation}, but {choice.why}")
         self.chosen[key] = choice
         return choice
@@ -89,6 +89,8 @@ def _choose(operation: str, device: str, problem: str | None, forms: frozenset[s
     for kernel in OPERATIONS[operation] if problem is None else ():
         if lacking := forms - kernel.forms:
             reasons.append(f"{kernel} has no {' and no '.join(sorted(lacking))}")
+            continue
+        if not forms and not kernel.plain:
             continue
         function, why = probe(kernel, operation, device)
         if function is not None:

@@ -22,6 +22,8 @@ class Kernel:
     dtypes: tuple[str, ...] = ALL
     forms: frozenset[str] = frozenset()
     """What it can do beyond the plain operation, of what layers may ask for."""
+    plain: bool = True
+    """Whether it is of use for the plain operation too."""
 
     def __str__(self) -> str:
         return f"{self.module}.{self.name}"
@@ -33,6 +35,14 @@ STATE_UPDATE = ("mamba_ssm.ops.triton.selective_state_update", "selective_state_
 OPERATIONS: dict[str, tuple[Kernel, ...]] = {
     "attention": (
         Kernel("flash_attn", "flash_attn_func", calls.attention, HALF, frozenset({"window", "softcap"})),
+        Kernel(
+            "archsearch.mixers.kernels.torch_flash",
+            "windowed_attention",
+            calls.attention_by_torch,
+            HALF,
+            frozenset({"window"}),
+            plain=False,
+        ),
     ),
     "packed_attention": (
         Kernel(
