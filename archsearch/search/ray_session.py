@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from archsearch.search.keeper import SESSION, kept
+
 PREFIX = "archsearch-ray-"
 MARK = ".ray"
 """In the run's folder while it is worked on: where Ray's files are, for a later session to clear up."""
@@ -39,7 +41,7 @@ _LONGEST_BASE = 24
 def ray_session(run: Path, cpus: int, threads: int, gpus: int = 0) -> Iterator[Path]:
     """Start Ray with `cpus` cores and `gpus` GPUs; yield a folder for its files.
 
-    threads: BLAS threads of each worker.
+    threads: BLAS threads of each worker. Raises RuntimeError where Ray does not start.
 
     One session's daemons, sockets and files are its own: those of a killed one cannot disturb it.
     """
@@ -48,7 +50,8 @@ def ray_session(run: Path, cpus: int, threads: int, gpus: int = 0) -> Iterator[P
     (run / MARK).write_text(str(folder))
     limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     try:
-        with environment(ENVIRONMENT | {"TUNE_MAX_PENDING_TRIALS_PG": str(cpus)}), silence():
+        own = {"TUNE_MAX_PENDING_TRIALS_PG": str(cpus), SESSION: str(folder)}
+        with kept(folder), environment(ENVIRONMENT | own), silence():
             import ray
 
             ray.shutdown()
