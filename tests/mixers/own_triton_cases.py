@@ -1,0 +1,76 @@
+"""The package's own Triton kernels under Triton's interpreter, on a CPU.
+
+Run by test_own_triton in a process of its own: the interpreter must be on before Triton is imported. Prints a
+JSON object: case -> largest relative error of results and gradients against float64.
+"""
+
+from __future__ import annotations
+
+import json
+import types
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from archsearch.mixers.kernels.triton_loss import cross_entropy
+from archsearch.mixers.kernels.triton_norm import rms_norm_beside
+
+IGNORE = -100
+
+
+def random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def error(found: list[Tensor], expected: list[Tensor]) -> float:
+    pairs = zip(found, expected, strict=True)
+    return max(float((f.double() - e).detach().norm() / e.detach().norm()) for f, e in pairs)
+
+
+def norm(*, both: bool, rows: int = 37, width: int = 100, transposed: bool = False) -> float:
+    """both: also the input goes on, as in a residual block."""
+    x, weight = random(rows, 3, width, seed=0), random(width, seed=1)
+    x = x.transpose(0, 1) if transposed else x
+    dy, dx = random(*x.shape, seed=2), random(*x.shape, seed=3)
+
+    def results(x: Tensor, weight: Tensor, own: bool) -> list[Tensor]:
+        leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+        if own:
+            y, going_on = rms_norm_beside(*leaves, 1e-5, torch.float32)  # type: ignore[call-arg,arg-type]
+        else:
+            y, going_on = F.rms_norm(leaves[0], x.shape[-1:], leaves[1], 1e-5), leaves[0]
+        loss = (y * dy).sum() + ((going_on * dx).sum() if both else 0)
+        return [y, *torch.autograd.grad(loss, leaves)]
+
+    return error(results(x, weight, True), results(x.double(), weight.double(), False))
+
+
+def loss(*, vocabulary: int, ignored: int) -> float:
+    logits, targets = 5 * random(9, vocabulary, seed=0), torch.arange(9) * 7 % vocabulary
+    logits[1], logits[2, 3] = -torch.inf, torch.inf
+    logits[1, 7], logits[2] = 0.0, 100 * logits[2].nan_to_num(posinf=1.0)
+    targets[:ignored] = IGNORE
+
+    def results(logits: Tensor, own: bool) -> list[Tensor]:
+        leaf = logits.clone().requires_grad_()
+        found = cross_entropy(leaf, targets, IGNORE) if own else F.cross_entropy(leaf, targets)
+        return [found, *torch.autograd.grad(3 * found, leaf)]
+
+    return error(results(logits, True), results(logits.double(), False))
+
+
+CASES = {
+    "norm": lambda: norm(both=False),
+    "norm and residual": lambda: norm(both=True),
+    "norm of a view": lambda: norm(both=True, rows=5, width=64, transposed=True),
+    "loss": lambda: loss(vocabulary=50, ignored=0),
+    "loss in several blocks, some ignored": lambda: loss(vocabulary=5000, ignored=3),
+}
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.cuda.get_device_properties = lambda *_: types.SimpleNamespace(  # type: ignore[assignment]
+        multi_processor_count=2
+    )
+    print(json.dumps({name: run() for name, run in CASES.items()}))
