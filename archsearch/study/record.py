@@ -10,13 +10,17 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from archsearch.study.follow import LineFollower, lenient_objects, strict_objects
-from archsearch.study.fronts import hypervolume, non_dominated, order_front
+from archsearch.study.fronts import non_dominated, order_front
 from archsearch.study.log import is_live
 from archsearch.study.schema import METRICS, RECORD, TRIALS, StudyError, check_event
 from archsearch.study.trial import Header, Session, Trial
+from archsearch.study.volume import VolumeHistory
 
 _ENDED = ("complete", "stopped", "failed", "infeasible", "duplicate")
 _TIMELINE = 1000
+
+LAST_CURVES = 4
+"""Of the followed trials that do not run any more, how many keep their curve: the last ones to end."""
 
 _HEADER_FIELDS = tuple(Header.__dataclass_fields__)
 _TRIAL_FIELDS = (
@@ -54,10 +58,15 @@ class Study:
         self.live = False
         self.now = 0.0
         self._last_time = 0.0
+        self._volumes = VolumeHistory()
         self._history: list[float] | None = None
-        self._front: list[str] | None = None
+        self._front: dict[str, None] | None = None
         self._complete: list[Trial] | None = None
+        self._ended: list[Trial] | None = None
         self._best: dict[str, Trial | None] = {}
+        self._scores: dict[str, list[float]] = {}
+        self._followed: set[str] = set()
+        self._read_curves = False
 
     @classmethod
     def read(cls, run_dir: str | os.PathLike[str]) -> "Study":
@@ -74,8 +83,10 @@ class Study:
         study.refresh()
         return study
 
-    def refresh(self) -> list[dict[str, Any]]:
+    def refresh(self, curves: bool = True) -> list[dict[str, Any]]:
         """Read what was appended since the last call, the running trials' curves included; return the events.
+
+        Of the curves that were read so, only the running trials' and `LAST_CURVES` others are kept.
 
         Raises:
             StudyError: as in `read`.
@@ -92,13 +103,13 @@ class Study:
             fresh.append(event)
         self.live = is_live(self.run_dir)
         self.now = time.time() if self.live else self._last_time
-        for trial in self.trials.values():
-            if trial.state == "running":
-                self._follow(trial)
+        if curves:
+            self._follow_running()
         return fresh
 
     def read_curves(self) -> None:
-        """Read every trial's training curve; `refresh` reads only those of running trials."""
+        """Read every trial's training curve, to be kept; `refresh` reads only those of running trials."""
+        self._read_curves = True
         for trial in self.trials.values():
             self._follow(trial)
 
@@ -121,9 +132,8 @@ class Study:
     def complete(self) -> list[Trial]:
         """Trials with a finite value for every objective. A duplicate counts as its original: once."""
         if self._complete is None:
-            names = self.objectives
             self._complete = [
-                trial for trial in self.trials.values() if trial.state == "complete" and trial.scores(names)
+                trial for trial in self.trials.values() if trial.state == "complete" and self._score(trial)
             ]
         return list(self._complete)
 
@@ -157,10 +167,12 @@ class Study:
     @property
     def ended(self) -> list[Trial]:
         """Trials that reached an end of any kind, in the order they did."""
-        return sorted(
-            (trial for trial in self.trials.values() if trial.state in _ENDED),
-            key=lambda trial: trial.ended or 0.0,
-        )
+        if self._ended is None:
+            self._ended = sorted(
+                (trial for trial in self.trials.values() if trial.state in _ENDED),
+                key=lambda trial: trial.ended or 0.0,
+            )
+        return list(self._ended)
 
     def front(self) -> list[Trial]:
         """The non-dominated complete trials, from best to worst in the first objective."""
@@ -195,17 +207,10 @@ class Study:
     def hypervolume_history(self) -> list[float]:
         """The hypervolume after each complete trial, in the order they ended, against today's reference."""
         if self._history is None:
+            complete = sorted(self.complete, key=lambda trial: trial.ended or 0.0)
+            points = [self._score(trial) for trial in complete]
             reference = list(self.reference.values())
-            directions = self.header.directions
-            front = np.empty((0, len(directions)))
-            history: list[float] = []
-            for trial in sorted(self.complete, key=lambda trial: trial.ended or 0.0):
-                front = np.vstack((front, trial.scores(self.objectives) or []))
-                keep = non_dominated(front, directions)
-                last = history[-1] if history else 0.0
-                history.append(hypervolume(front, reference, directions) if keep[-1] else last)
-                front = front[keep]
-            self._history = history
+            self._history = self._volumes.after(points, reference, self.header.directions)
         return self._history
 
     @property
@@ -241,12 +246,18 @@ class Study:
 
     def _forget(self) -> None:
         self.header = Header(name=self.run_dir.resolve().name)
-        for kept in (self.trials, self.sessions, self.notes, self.timeline, self._metrics):
+        for kept in (self.trials, self.sessions, self.notes, self.timeline, self._metrics, self._followed):
             kept.clear()
         self._last_time = 0.0
         self._stale()
 
     def _stale(self) -> None:
+        """Anything may have changed."""
+        self._scores.clear()
+        self._stale_front()
+        self._ended = None
+
+    def _stale_front(self) -> None:
         self._history = None
         self._front = None
         self._complete = None
@@ -266,6 +277,7 @@ class Study:
             self.header = Header(
                 **{name: event[name] for name in _HEADER_FIELDS if event.get(name) is not None}
             )
+            self._stale()
         elif kind == "trial":
             self._take_trial(event, moment)
         elif kind == "note":
@@ -273,7 +285,6 @@ class Study:
         if self.sessions and self.sessions[-1].ended is None:
             self.sessions[-1].last = moment
         self.timeline.append(event)
-        self._stale()
 
     def _close_session(self, state: str, moment: float) -> None:
         if self.sessions:
@@ -281,6 +292,10 @@ class Study:
 
     def _take_trial(self, event: dict[str, Any], moment: float) -> None:
         trial = self.trials.setdefault(event["trial"], Trial(event["trial"], started=moment))
+        if "complete" in (trial.state, event["state"]):
+            self._scores.pop(trial.id, None)
+            self._stale_front()
+        self._ended = None
         trial.state = event["state"]
         for name in _TRIAL_FIELDS:
             if event.get(name) is not None:
@@ -299,6 +314,25 @@ class Study:
         if trial.state == "duplicate" and trial.of in self.trials and not trial.values:
             trial.values = dict(self.trials[trial.of].values)
 
+    def _follow_running(self) -> None:
+        """Read on the curves of running trials, and let go of those that nobody looks at any more."""
+        for trial in self.trials.values():
+            if trial.state == "running":
+                self._follow(trial)
+        if self._read_curves:
+            return
+        over = [self.trials[name] for name in self._metrics if self.trials[name].state != "running"]
+        self._followed.update(trial.id for trial in over if len(trial.curve) > 1)
+        last = [trial for trial in self.ended if trial.id in self._followed][-LAST_CURVES:]
+        for trial in last:
+            if trial.id not in self._metrics:
+                self._follow(trial)
+        kept = {trial.id for trial in last}
+        for trial in over:
+            if trial.id not in kept:
+                trial.curve.clear()
+                del self._metrics[trial.id]
+
     def _follow(self, trial: Trial) -> None:
         follower = self._metrics.setdefault(
             trial.id, LineFollower(self.run_dir / TRIALS / trial.id / METRICS)
@@ -308,18 +342,26 @@ class Study:
             trial.curve.clear()
         trial.extend_curve(lenient_objects(lines))
 
-    def _front_ids(self) -> list[str]:
+    def _front_ids(self) -> dict[str, None]:
+        """In the front's order."""
         if self._front is None:
             complete = self.complete
             directions = self.header.directions
-            scores = [trial.scores(self.objectives) or [] for trial in complete]
+            scores = [self._score(trial) for trial in complete]
             if not scores:
-                self._front = []
+                self._front = {}
                 return self._front
             members = list(itertools.compress(range(len(complete)), non_dominated(scores, directions)))
             order = order_front([scores[index] for index in members], directions)
-            self._front = [complete[members[index]].id for index in order]
+            self._front = {complete[members[index]].id: None for index in order}
         return self._front
+
+    def _score(self, trial: Trial) -> list[float]:
+        """A complete trial's objectives in order; empty where one is missing."""
+        found = self._scores.get(trial.id)
+        if found is None:
+            found = self._scores[trial.id] = trial.scores(self.objectives) or []
+        return found
 
     def _reference_entry(self, name: str) -> float:
         given = self.header.reference.get(name)

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from archsearch.study import Study, StudyError, StudyLog
+from archsearch.study.record import LAST_CURVES
 
 T0 = 1000.0
 HEADER = {
@@ -216,3 +217,54 @@ def test_a_record_without_a_header_waits(tmp_path):
     with StudyLog(tmp_path):
         study = Study.read(tmp_path)
         assert (study.status, study.front(), study.eta) == ("waiting", [], None)
+
+
+def test_only_the_last_curves_that_were_followed_are_kept(tmp_path, log):
+    """What a long sweep's dashboard holds does not grow with the curves that it has shown."""
+    study = Study(tmp_path)
+    curve = [{"step": step, "steps": 3, "loss": 1.0} for step in (1, 2, 3)]
+    for number in range(LAST_CURVES + 3):
+        metrics(tmp_path, str(number), *curve[: 1 if number == 4 else 3])
+        log.append({"event": "trial", "trial": str(number), "state": "running", "time": T0 + number})
+        study.refresh()
+        complete(log, str(number), 0.5, 6.0, time=T0 + number + 0.5)
+        study.refresh()
+    followed = [trial.id for trial in study.trials.values() if trial.curve]
+    # A curve of one point is no line to draw, so an older one is kept in its place.
+    assert followed == ["2", "3", "5", "6"]
+    study.read_curves()
+    study.refresh()
+    assert all(trial.curve for trial in study.trials.values())
+
+
+def test_a_trial_that_waited_has_its_whole_curve_again(tmp_path, log):
+    rung = {"level": 0, "share": 0.5, "tokens": 10, "values": {}}
+    study = Study(tmp_path)
+    for number in range(LAST_CURVES + 2):
+        name = str(number)
+        metrics(tmp_path, name, {"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0})
+        log.append({"event": "trial", "trial": name, "state": "running"})
+        study.refresh()
+        log.append({"event": "trial", "trial": name, "state": "paused", "rung": rung})
+        study.refresh()
+    assert not study.trials["0"].curve
+    metrics(tmp_path, "0", {"step": 3, "loss": 0.5}, mode="a")
+    log.append({"event": "trial", "trial": "0", "state": "running"})
+    study.refresh()
+    assert [point["step"] for point in study.trials["0"].curve] == [1, 2, 3]
+    for number in range(1, LAST_CURVES + 2):
+        log.append({"event": "trial", "trial": str(number), "state": "stopped", "time": T0 + number})
+    study.refresh()
+    assert [trial.id for trial in study.trials.values() if trial.curve] == ["0", "2", "3", "4", "5"]
+
+
+def test_a_header_that_changes_the_objectives_changes_what_is_complete(tmp_path, log):
+    complete(log, "1", 0.5, 6.0)
+    study = Study.read(tmp_path)
+    assert study.hypervolume() == pytest.approx(2.0)
+    log.append({**HEADER, "objectives": {"recall": "maximize"}, "reference": {"recall": 0.25}})
+    study.refresh()
+    assert study.hypervolume() == pytest.approx(0.25)
+    log.append({**HEADER, "objectives": {"recall": "maximize", "speed": "maximize"}})
+    study.refresh()
+    assert study.complete == []
