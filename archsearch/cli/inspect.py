@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -16,6 +16,9 @@ from archsearch.spec.cost import ITEMSIZE, ModelCost
 from archsearch.spec.errors import SpecError, nearest
 from archsearch.spec.model import ModelSpec
 from archsearch.spec.quantities import count_text
+
+if TYPE_CHECKING:
+    from archsearch.experiment import Experiment
 
 SPACE_SECTIONS = {"objectives", "constraints", "search", "resources"}
 
@@ -51,10 +54,10 @@ def show(
 ) -> None:
     """Layers, parameters, FLOPs and state of a model, from its spec alone."""
     from archsearch.cli.summary import as_json as summary_json
-    from archsearch.cli.summary import default_contexts, parse_contexts, print_summary
-    from archsearch.spec import load_spec, to_yaml
+    from archsearch.cli.summary import default_contexts, parse_contexts, print_summary, training_line
+    from archsearch.spec import to_yaml
 
-    spec = load_spec(path)
+    spec, experiment = _model_of(path)
     contexts = parse_contexts(context) if context else default_contexts(spec)
     costs = {tokens: _cost_or_refuse(spec, tokens, dtype) for tokens in contexts}
     if as_json:
@@ -63,15 +66,23 @@ def show(
         print(to_yaml(spec.resolved()), end="")
     else:
         print_summary(spec, costs, dtype)
+        if experiment is not None:
+            print(training_line(experiment))
     if kernels is not None:
         _print_kernels(spec, kernels)
 
 
-def schema() -> None:
-    """Print the JSON Schema of model specs, for editors."""
+def schema(
+    of: Annotated[str, typer.Argument(help="model, or space (experiments too).")] = "model",
+) -> None:
+    """Print a JSON Schema for editors: of model specs, or of search spaces and experiments."""
+    from archsearch.search.schema import space_schema
     from archsearch.spec.schema import json_schema
 
-    print(json.dumps(json_schema(), indent=2))
+    kinds = {"model": json_schema, "space": space_schema}
+    if of not in kinds:
+        raise ValueError(f"schema: unknown kind of file {of!r}{nearest(of, kinds)}")
+    print(json.dumps(kinds[of](), indent=2))
 
 
 def list_runs(
@@ -105,7 +116,7 @@ def _describe(path: Path) -> str:
 
     source = Source.read(path)
     value = source.value
-    if isinstance(value, dict) and (SPACE_SECTIONS & value.keys() or _has_hole(value)):
+    if _is_space(value):
         from archsearch.search.space import load_space
 
         space = load_space(path)
@@ -115,6 +126,28 @@ def _describe(path: Path) -> str:
 
         return f"ok: experiment, {_model_line(load_experiment(path).arch)}"
     return f"ok: {_model_line(spec_from(source))}"
+
+
+def _model_of(path: Path) -> tuple[ModelSpec, Experiment | None]:
+    """The model of a file, and the experiment that it is a part of. Raises `SpecError`."""
+    from archsearch.experiment import load_experiment
+    from archsearch.spec.loading import spec_from
+    from archsearch.spec.source import Source
+
+    source = Source.read(path)
+    value = source.value
+    if _is_space(value):
+        raise source.at(
+            (1, 1), (), f"a search space; `archsearch sweep {path} --dry-run` shows what is in it"
+        )
+    if isinstance(value, dict) and "arch" in value:
+        experiment = load_experiment(path)
+        return experiment.arch, experiment
+    return spec_from(source), None
+
+
+def _is_space(value: Any) -> bool:
+    return isinstance(value, dict) and bool(SPACE_SECTIONS & value.keys() or _has_hole(value))
 
 
 def _model_line(spec: ModelSpec) -> str:

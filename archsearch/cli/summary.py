@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -14,6 +14,9 @@ from archsearch.spec.cost import Cost, LayerCost, ModelCost
 from archsearch.spec.entries import layer_kinds
 from archsearch.spec.model import ModelSpec
 from archsearch.spec.quantities import bytes_text, count_text
+
+if TYPE_CHECKING:
+    from archsearch.experiment import Experiment
 
 CONTEXTS = (4 * 1024, 32 * 1024, 256 * 1024)
 """Context lengths that a model is summed up at, in tokens."""
@@ -95,6 +98,18 @@ def print_summary(spec: ModelSpec, costs: Costs, dtype: str) -> None:
     console.print(f"parameters {_count(total.params)}, active for a token {_count(total.active_params)}")
     console.print(_context_table(costs, dtype))
     console.print(_layer_table(*next(iter(costs.items()))))
+
+
+def training_line(experiment: Experiment) -> str:
+    """How an experiment trains its model, budgets and rules worked out."""
+    from archsearch.experiment.rules import training_flops
+
+    training = experiment.training
+    tokens = count_text(training.steps * training.tokens_per_step)
+    flops = count_text(training_flops(experiment.arch, training))
+    return (
+        f"training {tokens} tokens in {training.steps:,} steps, {flops} FLOPs, learning rate {training.lr:g}"
+    )
 
 
 def _count(value: int) -> str:

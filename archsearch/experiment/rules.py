@@ -33,8 +33,9 @@ POWERS = {"width": 1.0, "sqrt_width": 0.5}
 class LearningRateRule(Spec):
     """`lr = base * (at / d_model) ** power`: tuned at one width, carried over to others.
 
-    base: the learning rate at the width `at`. scale: width divides by the width itself, as muP does for
-    Adam's matrices (arXiv 2203.03466), here for all parameters alike; sqrt_width by its square root.
+    base: the learning rate at the width `at`. at: the width (d_model) that `base` was tuned at. scale: width
+    divides by the width itself, as muP does for Adam's matrices (arXiv 2203.03466), here for all parameters
+    alike; sqrt_width by its square root.
     """
 
     base: float = Field(gt=0)

@@ -44,10 +44,10 @@ class HalvingSpec(Spec):
     """Successive halving over tokens trained: only the best `1 / eta` of the trials at a rung go on.
 
     type: stopping decides when a trial comes to a rung, and lets the first ones pass; promotion lets every
-    trial wait there until it is among the best. start: share of the training tokens at the lowest rung; each
-    next one has eta times as many (on small models' recall, scores before a third of the training say little
-    of those at its end). by: the order at a rung: front (non-dominated fronts, spread out), or an
-    objective's name.
+    trial wait there until it is among the best. eta: of so many trials at a rung, one goes on. start: share
+    of the training tokens at the lowest rung; each next one has eta times as many (on small models' recall,
+    scores before a third of the training say little of those at its end). by: the order at a rung: front
+    (non-dominated fronts, spread out), or an objective's name.
     """
 
     type: Literal["stopping", "promotion"] = "stopping"

@@ -92,11 +92,15 @@ def _parse_by(value: Any) -> tuple[str | None, str]:
     kind, field = value.split(".")
     if kind not in layer_kinds():
         refuse(("by",), f"unknown layer {kind!r}{nearest(kind, layer_kinds())}")
-    widths = [name for name in layer_kinds()[kind].model_fields if _number_type(kind, name)]
-    if field not in widths:
+    if field not in widths(kind):
         known = "is no number" if field in layer_kinds()[kind].model_fields else "is unknown"
-        refuse(("by",), f"field {field!r} of {kind} {known}{nearest(field, widths)}")
+        refuse(("by",), f"field {field!r} of {kind} {known}{nearest(field, widths(kind))}")
     return kind, field
+
+
+def widths(kind: str) -> list[str]:
+    """Fields of a layer that hold numbers: what `by` may name."""
+    return [name for name in layer_kinds()[kind].model_fields if _number_type(kind, name)]
 
 
 def _number_type(kind: str, field: str) -> type | None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from archsearch.spec.errors import refuse, shown
 
@@ -88,11 +88,23 @@ def _whole(value: Any) -> Any:
     return value
 
 
-Count = Annotated[int, BeforeValidator(lambda value: _whole(_read(parse_count, value)))]
+Written = Annotated[str, Field(pattern=r"^\s*\d")]
+"""A number with its unit; what units there are, the readers know."""
+
+Count = Annotated[
+    int,
+    BeforeValidator(lambda value: _whole(_read(parse_count, value)), json_schema_input_type=int | Written),
+]
 """A whole number that may be written `4M`."""
 
-Size = Annotated[int, BeforeValidator(lambda value: _whole(_read(parse_quantity, value)))]
+Size = Annotated[
+    int,
+    BeforeValidator(lambda value: _whole(_read(parse_quantity, value)), json_schema_input_type=int | Written),
+]
 """Bytes, which may be written `4GiB`."""
 
-Duration = Annotated[float, BeforeValidator(lambda value: _read(parse_duration, value))]
+Duration = Annotated[
+    float,
+    BeforeValidator(lambda value: _read(parse_duration, value), json_schema_input_type=float | Written),
+]
 """Seconds, which may be written `10m`."""

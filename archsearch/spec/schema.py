@@ -31,21 +31,21 @@ MERGE: Schema = {"$ref": "#/$defs/merge"}
 def json_schema() -> Schema:
     """Schema (draft 2020-12) of a model spec, with every layer kind and merge that is defined."""
     defs: Schema = {}
-    root = _of_model(ModelSpec, defs)
+    root = of_model(ModelSpec, defs)
     properties = root["properties"]
-    properties["tokenizer"] = _described({"enum": [*TOKENIZERS, None]}, properties["tokenizer"])
+    properties["tokenizer"] = described({"enum": [*TOKENIZERS, None]}, properties["tokenizer"])
     words = defs["NormSpec"]["properties"]["kind"]["enum"]
-    properties["norm"] = _described({"anyOf": [{"enum": words}, properties["norm"]]}, properties["norm"])
-    properties["layers"] = _described(ENTRIES, properties["layers"])
-    properties["pattern"] = _described({"anyOf": [_pattern(), {"type": "null"}]}, properties["pattern"])
+    properties["norm"] = described({"anyOf": [{"enum": words}, properties["norm"]]}, properties["norm"])
+    properties["layers"] = described(ENTRIES, properties["layers"])
+    properties["pattern"] = described({"anyOf": [_pattern(), {"type": "null"}]}, properties["pattern"])
     kinds = {kind: _layer(kind, defs) for kind in layer_kinds()}
-    defaults = _table({kind: _optional(fields) for kind, fields in kinds.items()})
-    properties["defaults"] = _described(defaults, properties["defaults"])
-    merges = {kind: _put(defs, f"merge.{kind}", _of_model(merge, defs)) for kind, merge in MERGES.items()}
-    defs["merge"] = _one_of(merges, "How branches become one stream.")
-    defs["entry"] = _one_of(kinds, "A layer, a parallel, a repeat, a shared layer or a pattern.")
+    defaults = table({kind: optional(fields) for kind, fields in kinds.items()})
+    properties["defaults"] = described(defaults, properties["defaults"])
+    merges = {kind: put(defs, f"merge.{kind}", of_model(merge, defs)) for kind, merge in MERGES.items()}
+    defs["merge"] = one_of(merges, "How branches become one stream.")
+    defs["entry"] = one_of(kinds, "A layer, a parallel, a repeat, a shared layer or a pattern.")
     for entry in (Repeat, Share, Pattern):
-        defs["entry"]["anyOf"].append(_put(defs, entry.__name__.lower(), _entry(entry, defs)))
+        defs["entry"]["anyOf"].append(put(defs, entry.__name__.lower(), _entry(entry, defs)))
     known = {"properties": {"tokenizer": {"type": "string"}}, "required": ["tokenizer"]}
     sized = {"properties": {"vocab_size": {"type": "integer"}}, "required": ["vocab_size"]}
     patterned = {"properties": {"pattern": {"type": "string"}}, "required": ["pattern"]}
@@ -54,18 +54,18 @@ def json_schema() -> Schema:
 
 
 def _layer(kind: str, defs: Schema) -> Schema:
-    schema = _of_model(layer_kinds()[kind], defs)
+    schema = of_model(layer_kinds()[kind], defs)
     if kind == "parallel":
         fields = schema["properties"]
-        fields["branches"] = _described({"type": "array", "items": BRANCH}, fields["branches"])
-        fields["merge"] = _described(MERGE, fields["merge"])
-    return _put(defs, f"layer.{kind}", schema)
+        fields["branches"] = described({"type": "array", "items": BRANCH}, fields["branches"])
+        fields["merge"] = described(MERGE, fields["merge"])
+    return put(defs, f"layer.{kind}", schema)
 
 
 def _entry(cls: type[BaseModel], defs: Schema) -> Schema:
-    schema = _of_model(cls, defs)
+    schema = of_model(cls, defs)
     if "layers" in schema["properties"]:
-        schema["properties"]["layers"] = _described(ENTRIES, schema["properties"]["layers"])
+        schema["properties"]["layers"] = described(ENTRIES, schema["properties"]["layers"])
     if "pattern" in schema["properties"]:
         schema["properties"]["pattern"] = _pattern()
     return schema
@@ -81,32 +81,32 @@ def _pattern() -> Schema:
     }
 
 
-def _one_of(kinds: dict[str, Schema], description: str) -> Schema:
+def one_of(kinds: dict[str, Schema], description: str) -> Schema:
     """A bare word, or `kind: {fields}`."""
-    chosen = [{**_table({kind: _optional(fields)}), "required": [kind]} for kind, fields in kinds.items()]
+    chosen = [{**table({kind: optional(fields)}), "required": [kind]} for kind, fields in kinds.items()]
     return {"description": description, "anyOf": [{"enum": list(kinds)}, *chosen]}
 
 
-def _table(properties: Schema) -> Schema:
+def table(properties: Schema) -> Schema:
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
-def _optional(schema: Schema) -> Schema:
+def optional(schema: Schema) -> Schema:
     """`kind:` with nothing after it is YAML's null, and means no fields."""
     return {"anyOf": [schema, {"type": "null"}]}
 
 
-def _put(defs: Schema, name: str, schema: Schema) -> Schema:
+def put(defs: Schema, name: str, schema: Schema) -> Schema:
     defs[name] = schema
     return {"$ref": f"#/$defs/{name}"}
 
 
-def _of_model(cls: type[BaseModel], defs: Schema) -> Schema:
+def of_model(cls: type[BaseModel], defs: Schema) -> Schema:
     """Pydantic's schema of a class, its parts moved to `defs`, each field with its docstring's sentence."""
     schema = cls.model_json_schema()
     for part in (model_in(field.annotation) for field in cls.model_fields.values()):
         if part is not None and part.__name__ in schema.get("$defs", {}):
-            defs[part.__name__] = _of_model(part, defs)
+            defs[part.__name__] = of_model(part, defs)
     schema.pop("$defs", None)
     schema.pop("title", None)
     schema["description"] = _summary(cls)
@@ -120,7 +120,7 @@ def _of_model(cls: type[BaseModel], defs: Schema) -> Schema:
     return schema
 
 
-def _described(schema: Schema, like: Schema) -> Schema:
+def described(schema: Schema, like: Schema) -> Schema:
     """`schema` with the description of what it stands for."""
     return {**schema, "description": like["description"]}
 

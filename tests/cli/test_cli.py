@@ -58,6 +58,7 @@ def loaded_modules(*arguments: str) -> set[str]:
         ("show", "specs/samba_tiny.yaml"),
         ("show", "specs/published/zamba2_7b.yaml", "--dtype", "bfloat16"),
         ("schema",),
+        ("schema", "space"),
         ("sweep", "--help"),
     ],
     ids=lambda arguments: "-".join(arguments[:2]).replace("/", "_"),
@@ -139,6 +140,24 @@ def test_validate_says_every_wrong_file_and_goes_on(tmp_path: Path) -> None:
 
 def test_schema_is_json() -> None:
     assert "$defs" in json.loads(archsearch("schema").stdout)
+    assert "hole" in json.loads(archsearch("schema", "space").stdout)["$defs"]
+    assert "did you mean 'space'?" in archsearch("schema", "spaces", code=2).stderr
+
+
+def test_show_works_out_what_an_experiment_leaves_open(tmp_path: Path) -> None:
+    path = tmp_path / "matched.yaml"
+    path.write_text(
+        "arch:\n  tokenizer: bytes\n  d_model: 64\n  match: {params: 200K, by: mlp.expand}\n"
+        "  layers: [mamba2, mlp, attention, mlp]\n"
+        "training: {flops: 1e13, context: 64, lr: {base: 0.004, at: 32, scale: width}}\n"
+    )
+    done = archsearch("show", path)
+    assert "parameters 200,006" in done.stdout
+    assert "learning rate 0.002" in done.stdout
+    assert json.loads(archsearch("show", path, "--json").stdout)["params"] == 200_006
+    assert "expand:" in archsearch("show", path, "--resolved").stdout
+    refused = archsearch("show", "search_spaces/quickstart.yaml", code=2)
+    assert refused.stderr.startswith("search_spaces/quickstart.yaml:1:1: : a search space; ")
 
 
 def test_ls_of_nothing(tmp_path: Path) -> None:
