@@ -6,11 +6,15 @@ import contextlib
 import logging
 import os
 import shutil
+import socket
+import subprocess
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import archsearch
 from archsearch.data import TextSpec
@@ -23,6 +27,7 @@ from archsearch.search.space import SearchSpace
 from archsearch.search.work import one_line
 
 CLIENT = "ray://"
+_CONNECT_SECONDS = 10.0
 _ANSWER_SECONDS = 120.0
 _MOST_TEXT = 200 << 20
 """Bytes of text that are sent along; Ray refuses packages of more than 512 MiB."""
@@ -43,6 +48,7 @@ def on_cluster(space: SearchSpace, out: Path, address: str, storage: str | None)
     """
     trials = homes.joined(storage, "trials") if storage else str(out.absolute() / "trials")
     homes.open_filesystem(trials)
+    _check_address(address)
     texts = _Texts(space)
     resources = space.settings.resources
     at_once = resources.concurrent
@@ -50,7 +56,7 @@ def on_cluster(space: SearchSpace, out: Path, address: str, storage: str | None)
         with _joined(address, texts, resources.cpu):
             fits = _fitting(space)
             _check_reach(space, fits, trials, texts, address)
-    except (ConnectionError, RuntimeError, ImportError, TimeoutError) as error:
+    except (OSError, RuntimeError, ImportError) as error:
         raise ValueError(f"--address {address}: {_why(error)}") from None
     concurrency = min(at_once or MANY, sum(fits.values()))
     away = Away(trials, StopKey(f"archsearch-stop-{uuid.uuid4().hex}"), at_run=storage is None)
@@ -81,7 +87,7 @@ def _joined(address: str, texts: _Texts, threads: int) -> Iterator[None]:
     variables = dict.fromkeys(names, str(threads)) | {
         name: ENVIRONMENT[name] for name in _WORKERS_ENVIRONMENT
     }
-    with environment(ENVIRONMENT | _token_mode()), silence(), texts.staged() as folder:
+    with environment(ENVIRONMENT | _token_mode(address)), silence(), texts.staged() as folder:
         import ray
 
         ray.shutdown()
@@ -100,12 +106,42 @@ def _joined(address: str, texts: _Texts, threads: int) -> Iterator[None]:
             ray.shutdown()
 
 
-def _token_mode() -> dict[str, str]:
-    """`ray start` asks for a token wherever there is one; who joins has to say so."""
-    if "RAY_AUTH_MODE" in os.environ:
-        return {}
+def _check_address(address: str) -> None:
+    """Raises ValueError where nobody listens; Ray would try for minutes."""
+    if address == "auto":
+        return
+    try:
+        found = urlsplit(address if "://" in address else f"//{address}")
+        host, port = found.hostname, found.port
+    except ValueError:
+        host = port = None
+    if host is None or port is None or found.scheme not in ("", "ray"):
+        raise ValueError(f"--address {address}: expected auto, HOST:PORT or ray://HOST:PORT")
+    try:
+        socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ValueError(f"--address {address}: nobody answers there: {error}") from None
+
+
+def _token_mode(address: str) -> dict[str, str]:
+    """`ray start` asks for a token where it finds one, and who joins has to say so, but only then: a driver
+    that asks for one itself cannot be reached by a cluster without."""
     given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return {"RAY_AUTH_MODE": "token"} if given or Path("~/.ray/auth_token").expanduser().exists() else {}
+    if "RAY_AUTH_MODE" in os.environ or not (given or Path("~/.ray/auth_token").expanduser().exists()):
+        return {}
+    if not address.startswith(CLIENT):
+        asked = subprocess.run([sys.executable, "-c", _KNOCK, address], capture_output=True, text=True)
+        if "AuthenticationError" not in asked.stderr:
+            return {}
+    return {"RAY_AUTH_MODE": "token"}
+
+
+_KNOCK = """
+import sys
+from ray._private.services import canonicalize_bootstrap_address_or_die
+from ray._raylet import GcsClient
+GcsClient(address=canonicalize_bootstrap_address_or_die(sys.argv[1]))
+"""
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ BAD_CANDIDATE = ("non-finite loss", NON_FINITE, "out of memory")
 @dataclass
 class Known:
     """A trial as far as a sweep needs it. rungs: how many it has passed; seconds: of work, when last told;
-    retries: how often its worker was lost."""
+    retries: how often its worker was lost; node: of a cluster, that worked on it last."""
 
     state: str
     candidate: Candidate
@@ -43,6 +43,7 @@ class Known:
     rungs: int = 0
     seconds: float = 0.0
     retries: int = 0
+    node: str | None = None
 
 
 class Sweep:
@@ -346,8 +347,9 @@ class Sweep:
             checkpoint.unlink(missing_ok=True)
 
     def _end(self, trial: str, state: str, fields: dict[str, Any]) -> None:
-        candidate = self.known[trial].candidate
-        event = self.log.trial(trial, state, **(_identity(candidate) | fields))
+        candidate, node = self.known[trial].candidate, self.known[trial].node
+        where = {} if node is None else {"node": node}
+        event = self.log.trial(trial, state, **(_identity(candidate) | fields | where))
         self._take(event, candidate)
 
     def _header(self, concurrency: int) -> dict[str, Any]:

@@ -143,6 +143,7 @@ class _Bridge:
         self.look()
 
     def _record(self, trial: str, outcome: dict[str, Any]) -> None:
+        self.sweep.known[trial].node = outcome.get("node")
         if outcome["state"] == "blocked":
             raise StudyWriteError(f"{outcome['message']}; the same command continues once it can be")
         if outcome["state"] == "lost":

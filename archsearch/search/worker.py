@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 
 from archsearch.search.away import AwayWork, StopKey
@@ -31,13 +32,13 @@ class TrialWorker(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         self.sign: Stop = Path(config["stop"])
-        away = "home" in config
-        if away:
+        self.away = "home" in config
+        if self.away:
             self.sign = StopKey(config["stop"])
             self.sign.follow()
         else:
             os.chdir(config["cwd"])
-        self.guard = Guard(None if away else Path(config["run"]) / LOCK, config["driver"])
+        self.guard = Guard(None if self.away else Path(config["run"]) / LOCK, config["driver"])
         import torch
 
         torch.set_num_threads(config["threads"])
@@ -54,9 +55,12 @@ class TrialWorker(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         outcome = self.work.advance()
-        if outcome is not None:
-            self.guard.rest()
-        return {} if outcome is None else {"outcome": json.dumps(outcome), "done": True}
+        if outcome is None:
+            return {}
+        self.guard.rest()
+        if self.away:
+            outcome["node"] = ray.get_runtime_context().get_node_id()
+        return {"outcome": json.dumps(outcome), "done": True}
 
     def cleanup(self) -> None:
         self.work.close()
@@ -65,7 +69,7 @@ class TrialWorker(tune.Trainable):
         folder = Path(config["folder"])
         what = self.sign, config["device"], config["goal"], config["seeds"]
         self.work: TrialWork | AwayWork
-        if "home" in config:
+        if self.away:
             self.work = AwayWork(config["home"], config["spec"], *what)
             folder = Path(config["verdicts"] or self.work.home.folder)
         else:

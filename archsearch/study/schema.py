@@ -122,7 +122,8 @@ class TrialEvent(TypedDict):
     `paused` trials wait at a rung and may go on; `stopped` ones never will: their `values` are those of
     their last rung, and they are on no front. A running trial's event with a `rung` went on from there.
     `spread` is the standard deviation of each value over the trial's seeds, where it has several. `retries`
-    counts how often its worker was lost and it went on from its last checkpoint.
+    counts how often its worker was lost and it went on from its last checkpoint. `node` is Ray's id of the
+    machine of a cluster that worked on it.
 
     `constraints` maps each broken constraint to its violation (> 0), as a share of the limit; `of` names the
     trial that a duplicate repeats.
@@ -143,6 +144,7 @@ class TrialEvent(TypedDict):
     spread: NotRequired[dict[str, float | None]]
     rung: NotRequired[Rung]
     retries: NotRequired[int]
+    node: NotRequired[str]
     seconds: NotRequired[float]
     cause: NotRequired[Cause]
     constraints: NotRequired[dict[str, float]]
