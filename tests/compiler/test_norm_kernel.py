@@ -1,0 +1,66 @@
+"""The norm and the loss by kernels: the same model, and where its input is rounded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mixers.serving import Serving, served
+from torch import Tensor
+
+from archsearch.compiler.build import _initialise
+from archsearch.compiler.loss import cross_entropy
+from archsearch.compiler.model import LanguageModel
+from archsearch.mixers.kernels import Kernels
+from archsearch.spec import ModelSpec
+
+LAYERS: list[Any] = [
+    {"parallel": {"branches": [{"mamba2": {"head_dim": 8}}, {"attention": {"heads": 2}}], "merge": "sum"}},
+    {"mlp": {"expand": 1}},
+    {"moe": {"experts": 2, "top_k": 1}},
+    {"sequential": {"layers": [{"mlp": {"expand": 1}}]}},
+    {"mlp": {"expand": 1, "norm": "entry"}},
+]
+SPEC = ModelSpec.model_validate({"d_model": 16, "vocab_size": 11, "layers": LAYERS})
+IDS = torch.randint(11, (2, 9), generator=torch.Generator().manual_seed(0))
+TARGETS = torch.where(IDS == 3, -100, IDS.roll(-1, 1)).flatten()
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return F.rms_norm(x, x.shape[-1:], weight, eps).to(dtype), x.view_as(x)
+
+
+def entropy(logits: Tensor, targets: Tensor, ignore: int) -> Tensor:
+    return F.cross_entropy(logits.float(), targets, ignore_index=ignore)
+
+
+def model_of(kernels: Kernels) -> LanguageModel:
+    model = LanguageModel(SPEC, kernels)
+    _initialise(model, torch.Generator().manual_seed(0))
+    return model
+
+
+def results(model: LanguageModel) -> list[Tensor]:
+    loss = cross_entropy(model(IDS).flatten(0, 1), TARGETS, ignore=-100, kernels=model.kernels)
+    return [loss, *torch.autograd.grad(loss, list(model.parameters()))]
+
+
+def test_a_model_with_the_kernels_is_the_model_without() -> None:
+    served_kernels = Serving(served("norm", rms_norm), served("cross_entropy", entropy))
+    for found, expected in zip(results(model_of(served_kernels)), results(model_of(Kernels())), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_only_layers_that_round_their_input_get_it_rounded() -> None:
+    model = model_of(Serving(served("norm", rms_norm)))
+    read: list[torch.dtype] = []
+    for block in model.layers:
+        block.layer.register_forward_pre_hook(lambda module, given: read.append(given[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(IDS)
+    half, wide = torch.bfloat16, torch.float32
+    assert read == [half, half, wide, wide, wide]
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        model(IDS)
+    assert read[5:] == [wide] * 5
