@@ -34,8 +34,9 @@ BAD_CANDIDATE = ("non-finite loss", NON_FINITE, "out of memory")
 
 @dataclass
 class Known:
-    """A trial as far as a sweep needs it. rungs: how many it has passed; seconds: of work, when last told;
-    retries: how often its worker was lost; node: of a cluster, that worked on it last."""
+    """A trial as far as a sweep needs it. candidate: without its experiment once the trial has ended; rungs:
+    how many it has passed; seconds: of work, when last told; retries: how often its worker was lost; node: of
+    a cluster, that worked on it last."""
 
     state: str
     candidate: Candidate
@@ -49,7 +50,8 @@ class Known:
 class Sweep:
     """One sweep over a space, recorded in the folder `out`, holding its lock until closed.
 
-    trials: candidates to train in all; default: the space's.
+    trials: candidates to train in all; default: the space's. begun: those that were given to training,
+    whatever became of them.
 
     Raises StudyError where `out` belongs to something else: another process, another space, no run at all.
     """
@@ -59,6 +61,7 @@ class Sweep:
         self.out = out
         self.trials = trials or space.search.trials
         self.known: dict[str, Known] = {}
+        self.begun = 0
         self.exhausted = False
         self._identities: dict[str, str] = {}
         self._combinations: set[frozenset[tuple[str, Any]]] = set()
@@ -85,11 +88,6 @@ class Sweep:
 
     def folder(self, trial: str) -> Path:
         return self.out / TRIALS / trial
-
-    @property
-    def begun(self) -> int:
-        """Trials that were given to training, whatever became of them."""
-        return sum(known.state not in ("infeasible", "duplicate") for known in self.known.values())
 
     @property
     def ended(self) -> int:
@@ -208,7 +206,7 @@ class Sweep:
 
     def write_front(self) -> int:
         """Make `front/` hold the experiments of the front's members and nothing else; how many they are."""
-        self.study.refresh()
+        self.study.refresh(curves=False)
         return write_front(self.study)
 
     def counts(self) -> dict[str, int]:
@@ -256,6 +254,8 @@ class Sweep:
         if rung is not None and self._halving is not None:
             known.rungs = rung["level"] + 1
             self._halving.record(trial, rung["level"], list(rung["values"].values()))
+        if before is None:
+            self.begun += state not in ("infeasible", "duplicate")
         if before is None and state == "running":
             assert candidate.experiment is not None
             self._proposer.accept()
@@ -263,6 +263,7 @@ class Sweep:
         elif state == "running" and rung is None and self._halving is not None and known.rungs:
             self._halving.promote(trial, known.rungs - 1)
         if state not in ("running", "paused"):
+            known.candidate = Candidate(candidate.params, None)  # a graph of many small objects
             self._tell(trial, event)
 
     def _tell(self, trial: str, event: Mapping[str, Any]) -> None:
