@@ -10,7 +10,8 @@ search that chose them ranked them as they rank now.
                        the test (paired over shared seeds, or Welch's), p, p_holm (corrected for all the
                        differences listed), and whether it is `real`: p_holm < 0.05
     rank_correlation   for each objective Spearman's rho between the searched and the promoted values of the
-                       points, with a 95 % bootstrap interval over points
+                       points, with a 95 % bootstrap interval over points, and p: how often chance orders
+                       them as well
 
 What too few values cannot tell is null.
 """

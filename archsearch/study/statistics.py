@@ -5,6 +5,7 @@ Shape legend: n measurements.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,11 @@ LEVEL = 0.95
 """Of every interval."""
 
 RESAMPLES = 2000
+LEAST_RESAMPLED = 5
+"""Pairs below which resampling says more of their number than of their order."""
+MOST_ORDERED = 8
+ORDERS = 10_000
+"""All orders of up to `MOST_ORDERED` are tried, of more so many."""
 _TINY = 1e-300
 
 
@@ -49,12 +55,17 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Correlation:
-    """Spearman's rank correlation of n pairs; None where it is undefined: fewer than 3, or all one rank."""
+    """Spearman's rank correlation of n pairs; None where it is undefined: fewer than 3, or all one rank.
+
+    low, high: None also where resampling cannot tell: fewer than 5 pairs, or no order among them but one.
+    p: share of all orders of one side in which the correlation, of either sign, is as strong.
+    """
 
     n: int
     rho: float | None = None
     low: float | None = None
     high: float | None = None
+    p: float | None = None
 
 
 def t_tail(t: float, df: float) -> float:
@@ -161,7 +172,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def spearman(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Correlation:
-    """Rank correlation of n pairs, and its percentile bootstrap interval over resampled pairs.
+    """Rank correlation of n pairs, its percentile bootstrap interval over resampled pairs, and how often
+    chance does as well (a permutation test, over all orders up to 8 pairs).
 
     Resamples in which one side holds a single rank tell nothing and are left out.
     """
@@ -171,10 +183,28 @@ def spearman(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Correlati
     if rho is None:
         return Correlation(n)
     rng = np.random.default_rng(seed)
+    p = _order_p(ranks(a_n), ranks(b_n), rng)
+    if n < LEAST_RESAMPLED:
+        return Correlation(n, rho, p=p)
     draws_rn = rng.integers(n, size=(RESAMPLES, n))
     found = [one for drawn_n in draws_rn if (one := _rho(a_n[drawn_n], b_n[drawn_n])) is not None]
     low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Correlation(n, rho, float(low), float(high))
+    if low == high:
+        return Correlation(n, rho, p=p)
+    return Correlation(n, rho, float(low), float(high), p)
+
+
+def _order_p(a_n: npt.NDArray[np.float64], b_n: npt.NDArray[np.float64], rng: np.random.Generator) -> float:
+    """Share of the orders of b's ranks that go with a's as strongly as theirs does, itself included."""
+    n = len(a_n)
+    x_n, y_n = a_n - a_n.mean(), b_n - b_n.mean()
+    if n <= MOST_ORDERED:
+        orders_pn = np.array(list(itertools.permutations(range(n))))
+    else:
+        orders_pn = rng.permuted(np.tile(np.arange(n), (ORDERS, 1)), axis=1)
+        orders_pn[0] = np.arange(n)
+    strength_p = np.abs(y_n[orders_pn] @ x_n)
+    return float(np.mean(strength_p >= abs(float(x_n @ y_n)) - 1e-9))
 
 
 def ranks(values_n: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

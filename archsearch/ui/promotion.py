@@ -14,6 +14,9 @@ from archsearch.study.promotion import SIGNIFICANT
 from archsearch.ui.blocks import clean
 from archsearch.ui.units import arrow, count, value
 
+_PAGE = 120
+"""Columns of what is printed where there is no terminal."""
+
 Results = Mapping[str, Any]
 """What `archsearch.study.promotion.analyse` returns."""
 
@@ -42,12 +45,10 @@ def difference_rows(results: Results) -> tuple[list[str], list[list[str]]]:
     rows = []
     for one in results["differences"]:
         pair = f"{one['a']} − {one['b']}"
-        interval = f"{value(one['low'])} to {value(one['high'])}"
+        interval = "–" if one["low"] is None else f"{value(one['low'])} to {value(one['high'])}"
         told = "–" if one["p_holm"] is None else "real" if one["real"] else "not shown"
-        rows.append(
-            [one["objective"], pair, value(one["difference"]), interval, one["test"], _p(one["p_holm"]), told]
-        )
-    return ["objective", "points", "difference", "95 % interval", "test", "p (Holm)", ""], rows
+        rows.append([one["objective"], pair, value(one["difference"]), interval, _p(one["p_holm"]), told])
+    return ["objective", "points", "by", "95 % interval", "p (Holm)", ""], rows
 
 
 def correlation_lines(results: Results) -> list[str]:
@@ -56,16 +57,20 @@ def correlation_lines(results: Results) -> list[str]:
     for name, found in results["rank_correlation"].items():
         told = "too few points, or all alike"
         if found["rho"] is not None:
-            told = f"{found['rho']:.2f} ({found['low']:.2f} to {found['high']:.2f}), {found['n']} points"
+            sure = [] if found["low"] is None else [f"{found['low']:.2f} to {found['high']:.2f}"]
+            sure += [] if found.get("p") is None else [f"p {_p(found['p'])}"]
+            told = f"{found['rho']:.2f} ({', '.join(sure)}), {found['n']} points"
         lines.append(f"rank correlation with the search, {name}: {told}")
     return lines
 
 
 def print_promotion(results: Results, console: Console | None = None) -> None:
     console = console or Console()
+    if not console.is_terminal:
+        console.width = max(console.width, _PAGE)  # a file has room, and names are not to be cut
     for title, (heads, rows) in (
         (f"{_about(results)}; mean ± 95 % interval", point_rows(results)),
-        (f"differences; real where the corrected p < {SIGNIFICANT:g}", difference_rows(results)),
+        (f"{_tests(results)}; real: corrected p < {SIGNIFICANT:g}", difference_rows(results)),
     ):
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         for i, head in enumerate(heads):
@@ -87,11 +92,12 @@ def section(results: Results) -> str:
     ]
     heads, rows = difference_rows(results)
     if rows:
-        note = f"real: p below {SIGNIFICANT:g} after Holm's correction over all rows"
+        note = f"{_tests(results)}; real: p below {SIGNIFICANT:g} after Holm's correction over all rows"
         parts.append(f"<h2>Differences <small>{_text(note)}</small></h2>{_table(heads, rows)}")
     lines = "".join(f"<li>{_text(line)}</li>" for line in correlation_lines(results))
     parts.append(
-        f"<ul>{lines}</ul><p class='quiet'>Spearman, 95 % bootstrap interval over points</p></section>"
+        f"<ul>{lines}</ul><p class='quiet'>Spearman's rho, 95 % bootstrap interval over points, and p: how "
+        "often chance orders them as well</p></section>"
     )
     return "".join(parts)
 
@@ -104,6 +110,12 @@ def _about(results: Results) -> str:
     larger = scale if (asked["width"], asked["depth"]) != (1, 1) else ""
     span = f"{seeds[0]}–{seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
     return f"from {asked['run']}{larger}{tokens}, seeds {span}, scored on the {results['split']} split"
+
+
+def _tests(results: Results) -> str:
+    words = {"paired": "paired by seed", "welch": "Welch's test", "none": "one seed: untested"}
+    used = dict.fromkeys(words[one["test"]] for one in results["differences"])
+    return f"differences, {' or '.join(used)}"
 
 
 def _interval(found: Mapping[str, Any]) -> str:

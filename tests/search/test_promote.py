@@ -1,5 +1,6 @@
 """Promotion: which points, trained how, continued how, and what is said of them."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from archsearch.experiment import load_experiment
 from archsearch.search.driver import run_sweep
@@ -173,7 +175,12 @@ def test_results_say_what_is_real(source: Path, tmp_path: Path) -> None:
     # Recall was ranked as it ranks now or not: three points, so rho is one of four values.
     assert found["rank_correlation"]["perplexity"]["rho"] in (-1, -0.5, 0.5, 1)
     assert found["rank_correlation"]["perplexity"]["n"] == 3
-    print_promotion(found)
+    assert found["rank_correlation"]["perplexity"]["p"] >= 1 / 3
+    for width in (80, 200):
+        text = io.StringIO()
+        print_promotion(found, Console(file=text, width=width, force_terminal=width == 80))
+        assert "…" not in text.getvalue()
+        assert all(f"{one['a']} − {one['b']}" in text.getvalue() for one in found["differences"])
     write_report(out)
     page = (out / "report.html").read_text()
     assert "Promotion" in page

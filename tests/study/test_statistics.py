@@ -1,6 +1,7 @@
 """Intervals, tests and ranks, held against scipy where it is installed, and against printed tables."""
 
 import math
+import random
 
 import numpy as np
 import pytest
@@ -87,6 +88,39 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
     found = [ours.mean_interval(rng.normal(3, 2, 4).tolist()) for _ in range(2000)]
     covered = sum((one.low or 0) <= 3 <= (one.high or 0) for one in found) / len(found)
     assert math.isclose(covered, 0.95, abs_tol=0.015)
+
+
+@settings(max_examples=20)
+@given(st.lists(st.integers(0, 5), min_size=3, max_size=6), st.randoms(use_true_random=False))
+def test_chance_orders_are_counted_as_scipy_counts_them(a: list[int], random: random.Random) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    b = random.sample(range(10), len(a))
+    found = ours.spearman(a, b)
+    if found.rho is None:
+        assert found.p is None
+        return
+
+    def statistic(x: list[int]) -> float:
+        return float(stats.spearmanr(x, b).statistic)
+
+    theirs = stats.permutation_test((a,), statistic, permutation_type="pairings", n_resamples=np.inf)
+    # scipy doubles the smaller tail; ours counts both, which differ where ties make the tails unequal.
+    both = np.mean(np.abs(theirs.null_distribution) >= abs(found.rho) - 1e-9)
+    assert found.p == pytest.approx(both)
+
+
+def test_few_points_are_not_called_certain() -> None:
+    perfect = ours.spearman([1, 2, 3], [10, 20, 30])
+    assert (perfect.rho, perfect.low, perfect.high) == (1.0, None, None)
+    assert perfect.p == pytest.approx(2 / 6)
+    assert ours.spearman(list(range(6)), list(range(6))).low is None
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=12)
+    y = x + rng.normal(size=12)
+    expected = pytest.importorskip("scipy.stats").spearmanr(x, y).pvalue
+    assert ours.spearman(x.tolist(), y.tolist()).p == pytest.approx(expected, abs=0.02)
+    # Never 0: the order found is one of those tried.
+    assert ours.spearman(x.tolist(), x.tolist()).p == pytest.approx(1e-4, abs=2e-4)
 
 
 def test_the_rank_interval_holds_rho_and_narrows() -> None:
