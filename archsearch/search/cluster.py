@@ -46,8 +46,8 @@ def on_cluster(space: SearchSpace, out: Path, address: str, storage: str | None)
     ValueError for a cluster that cannot be joined or a storage that a node does not reach, SpecError where no
     node has what a trial asks for, or does not see a text.
     """
-    trials = homes.joined(storage, "trials") if storage else str(out.absolute() / "trials")
-    homes.open_filesystem(trials)
+    shared = storage or str(out.absolute())
+    homes.open_filesystem(shared)
     _check_address(address)
     texts = _Texts(space)
     resources = space.settings.resources
@@ -55,11 +55,13 @@ def on_cluster(space: SearchSpace, out: Path, address: str, storage: str | None)
     try:
         with _joined(address, texts, resources.cpu):
             fits = _fitting(space)
-            _check_reach(space, fits, trials, texts, address)
+            _check_reach(space, fits, shared, texts, address)
     except (OSError, RuntimeError, ImportError) as error:
         raise ValueError(f"--address {address}: {_why(error)}") from None
     concurrency = min(at_once or MANY, sum(fits.values()))
-    away = Away(trials, StopKey(f"archsearch-stop-{uuid.uuid4().hex}"), at_run=storage is None)
+    away = Away(
+        homes.joined(shared, "trials"), StopKey(f"archsearch-stop-{uuid.uuid4().hex}"), at_run=storage is None
+    )
 
     @contextlib.contextmanager
     def session(run: Path) -> Iterator[Path]:
@@ -232,6 +234,10 @@ def _check_reach(
     finally:
         for uri in (mark, *own.values()):
             homes.delete(uri)
+        folder = homes.local_path(storage)
+        if folder is not None:
+            with contextlib.suppress(OSError):  # it holds something, and is not ours
+                folder.rmdir()
 
 
 class _Texts:
