@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +17,26 @@ from archsearch.compiler.merges import MERGE_MODULES
 from archsearch.compiler.overlap import overlapped
 from archsearch.mixers.base import Call, Mixer, Surroundings, masked
 from archsearch.mixers.kernels import Kernels
-from archsearch.mixers.norms import build_norm
+from archsearch.mixers.norms import RMSNorm, build_norm
 from archsearch.mixers.table import MIXERS
 from archsearch.spec.graph import Node
 from archsearch.spec.model import ModelSpec
+
+
+class Pending(NamedTuple):
+    """x + y, to be added by the norm of the next block."""
+
+    x: Tensor
+    y: Tensor
 
 
 class Block(nn.Module):
     """skip * x + out * norm_out(layer(in * norm_in([x; inputs]))), each part as the node says.
 
     `pre` norms the layer's input, `post` its output, `sandwich` both, `entry` what enters the block.
+
+    splits: the residual and its norm are one operation. defers: the sum with the residual is left to the next
+    block, which has a kernel for sum and norm together.
     """
 
     def __init__(self, node: Node, layer: nn.Module, spec: ModelSpec, kernels: Kernels):
@@ -41,14 +51,23 @@ class Block(nn.Module):
         self.norm = build_norm(spec.norm, node.layer.input_width(d_model), kernels) if before else None
         self.post_norm = build_norm(spec.norm, d_model, kernels) if after else None
         self.layer: Any = layer
-        self.splits = not node.inputs and not self.enters and _rounds_input(layer)
-        """Whether the residual and the norm of it are one kernel's work."""
+        self.splits = self.norm is not None and not node.inputs and not self.enters and _rounds_input(layer)
+        self.defers = self.residual and self.post_norm is None and self.skip_scale == self.out_scale == 1.0
         self.stream: str | None = None
         """The stream that the output goes to, where a later layer takes it as an input."""
 
-    def forward(self, x: Tensor, call: Call) -> Tensor:
+    def forward(self, x: Tensor | Pending, call: Call) -> Tensor | Pending:
         x, y = self._in(x, call)
-        return self._out(x, self.layer(masked(y, call), call), call)
+        y = self.layer(masked(y, call), call)
+        if self.defers and self.stream is None and not torch.compiler.is_compiling():
+            return Pending(x, y)
+        return self._out(x, y, call)
+
+    def followed_by(self, block: Block | None) -> None:
+        """Note a place of this block; in all of them the next one must take a pending sum."""
+        norm = block.norm if block is not None and block.splits else None
+        kernel = norm.kernel if isinstance(norm, RMSNorm) else None
+        self.defers = self.defers and kernel is not None and kernel.function is not None
 
     def prefill(self, x: Tensor, call: Call) -> tuple[Tensor, Any]:
         x, y = self._in(x, call)
@@ -60,13 +79,14 @@ class Block(nn.Module):
         y, state = self.layer.step(y, state, call)
         return self._out(x, y, call), state
 
-    def _in(self, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    def _in(self, given: Tensor | Pending, call: Call) -> tuple[Tensor, Tensor]:
         """The residual, and what the layer reads."""
+        x, added = given if isinstance(given, Pending) else (given, None)
         y = x
         if self.node.inputs:
             y = torch.cat([x, *(call.streams[name] for name in self.node.inputs)], dim=-1)
         if self.norm is not None and self.splits:
-            x, y = self.norm.beside(x)
+            x, y = self.norm.beside(x, added)
         elif self.norm is not None:
             y = self.norm(y)
         if self.enters:
@@ -167,7 +187,7 @@ def _rounds_input(layer: nn.Module) -> bool:
     return isinstance(layer, Mixer) and layer.rounds_input
 
 
-def _through(blocks: nn.ModuleList, x: Tensor, call: Call) -> Tensor:
+def _through(blocks: nn.ModuleList, x: Any, call: Call) -> Tensor:
     for block in blocks:
         x = block(x, call)
     return x
@@ -187,7 +207,10 @@ class StackBuilder:
         self._tensors: dict[str, dict[str, Tensor]] = {}
 
     def stack(self, nodes: tuple[Node, ...]) -> list[Block]:
-        return [self.block(node) for node in nodes]
+        blocks = [self.block(node) for node in nodes]
+        for block, after in zip(blocks, [*blocks[1:], None], strict=True):
+            block.followed_by(after)
+        return blocks
 
     def block(self, node: Node) -> Block:
         if node.owner is not None and node.lora is None and node.layer.lora is None:

@@ -32,17 +32,18 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.zeros(width) if unit_offset else torch.ones(width))
         self.kernel: Choice | None = None
 
-    def beside(self, x_d: Tensor) -> tuple[Tensor, Tensor]:
-        """x itself, and its norm, for a block that goes on with both.
+    def beside(self, x_d: Tensor, added_d: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x + added, and its norm, for a block that goes on with both.
 
         In training on a GPU by one kernel; the norm then has the dtype that autocast gives to matmuls.
         """
         kernel = None if self.kernel is None else self.kernel.of(x_d)
         if kernel is None or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            x_d = x_d if added_d is None else x_d + added_d
             return x_d, self(x_d)
         device = x_d.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_d.dtype
-        y_d, x_d = kernel(x_d, self._factor(), eps=self.eps, dtype=dtype)
+        y_d, x_d = kernel(x_d, self._factor(), eps=self.eps, dtype=dtype, added_d=added_d)
         return x_d, y_d
 
     def forward(self, x_d: Tensor) -> Tensor:
@@ -184,11 +185,16 @@ class LayerNorm(nn.LayerNorm):
     def __init__(self, width: int, eps: float):
         super().__init__(width, eps=eps)
 
-    def beside(self, x_d: Tensor) -> tuple[Tensor, Tensor]:
+    def beside(self, x_d: Tensor, added_d: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x + added, and its norm."""
+        x_d = x_d if added_d is None else x_d + added_d
         return x_d, self(x_d)
 
 
-def build_norm(spec: NormSpec, width: int, kernels: Kernels) -> RMSNorm | LayerNorm:
+Norm = RMSNorm | LayerNorm
+
+
+def build_norm(spec: NormSpec, width: int, kernels: Kernels) -> Norm:
     """The model's norm, over `width` channels."""
     if spec.kind == "layernorm":
         return LayerNorm(width, spec.eps)

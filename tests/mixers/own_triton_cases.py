@@ -28,18 +28,27 @@ def error(found: list[Tensor], expected: list[Tensor]) -> float:
     return max(float((f.double() - e).detach().norm() / e.detach().norm()) for f, e in pairs)
 
 
-def norm(*, both: bool, rows: int = 37, width: int = 100, transposed: bool = False) -> float:
-    """both: also the input goes on, as in a residual block."""
+def norm(
+    *,
+    both: bool,
+    added: torch.dtype | None = None,
+    rows: int = 37,
+    width: int = 100,
+    transposed: bool = False,
+) -> float:
+    """both: also the input goes on, as in a residual block. added: dtype of what is added to it first."""
     x, weight = random(rows, 3, width, seed=0), random(width, seed=1)
     x = x.transpose(0, 1) if transposed else x
     dy, dx = random(*x.shape, seed=2), random(*x.shape, seed=3)
+    extra = [] if added is None else [random(*x.shape, seed=4).to(added)]
 
     def results(x: Tensor, weight: Tensor, own: bool) -> list[Tensor]:
-        leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+        leaves = [t.clone().requires_grad_() for t in (x, weight, *extra)]
         if own:
-            y, going_on = rms_norm_beside(*leaves, 1e-5, torch.float32)  # type: ignore[call-arg,arg-type]
+            y, going_on = rms_norm_beside(leaves[0], leaves[1], 1e-5, torch.float32, *leaves[2:])
         else:
-            y, going_on = F.rms_norm(leaves[0], x.shape[-1:], leaves[1], 1e-5), leaves[0]
+            going_on = sum(leaves[2:], leaves[0])
+            y = F.rms_norm(going_on, x.shape[-1:], leaves[1], 1e-5)
         loss = (y * dy).sum() + ((going_on * dx).sum() if both else 0)
         return [y, *torch.autograd.grad(loss, leaves)]
 
@@ -63,6 +72,9 @@ def loss(*, vocabulary: int, ignored: int) -> float:
 CASES = {
     "norm": lambda: norm(both=False),
     "norm and residual": lambda: norm(both=True),
+    "norm of a sum": lambda: norm(both=True, added=torch.float32),
+    "norm of a sum alone": lambda: norm(both=False, added=torch.float32),
+    "norm of a sum with a narrower one": lambda: norm(both=True, added=torch.float16, rows=5, width=64),
     "norm of a view": lambda: norm(both=True, rows=5, width=64, transposed=True),
     "loss": lambda: loss(vocabulary=50, ignored=0),
     "loss in several blocks, some ignored": lambda: loss(vocabulary=5000, ignored=3),

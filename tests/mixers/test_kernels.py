@@ -132,7 +132,7 @@ def selective_state_update(
     return y
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype, added: None) -> tuple[Tensor, Tensor]:
     return F.rms_norm(x.float(), x.shape[-1:], weight, eps).to(dtype), x
 
 

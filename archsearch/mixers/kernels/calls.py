@@ -273,10 +273,16 @@ def selective_scan_step(
 
 
 def norm(
-    kernel: Function, x_d: Tensor, weight_d: Tensor, *, eps: float, dtype: torch.dtype
+    kernel: Function,
+    x_d: Tensor,
+    weight_d: Tensor,
+    *,
+    eps: float,
+    dtype: torch.dtype,
+    added_d: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """RMS norm in `dtype`, and the input, to go on from; leading axes are free."""
-    return kernel(x_d, weight_d, eps, dtype)
+    """RMS norm of x + added in `dtype`, and that sum, to go on from; leading axes are free."""
+    return kernel(x_d, weight_d, eps, dtype, added_d)
 
 
 def cross_entropy(kernel: Function, logits_tv: Tensor, targets_t: Tensor, *, ignore: int) -> Tensor:
