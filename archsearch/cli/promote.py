@@ -93,4 +93,9 @@ def _folder(run: Path, request: Request) -> Path:
 def _count(text: str | None) -> int | None:
     from archsearch.spec.quantities import parse_count
 
-    return None if text is None else int(parse_count(text))
+    if text is None:
+        return None
+    try:
+        return int(parse_count(text))
+    except ValueError as error:
+        raise ValueError(f"--tokens: {error}") from None

@@ -14,6 +14,9 @@ from archsearch.search.samplers import Proposer
 from archsearch.search.space import Candidate, SearchSpace
 from archsearch.study.promotion import POINT, SEED
 
+PROMOTION = "promotion"
+"""Stands where the record of a search names its sampler."""
+
 
 class Jobs(Protocol):
     """What is to be trained, in this order: (point, seed) each."""
@@ -62,7 +65,7 @@ class PlannedProposer(Proposer):
 
     def __init__(self, space: PlannedSpace):
         super().__init__(space)
-        self.kind = "promotion"
+        self.kind = PROMOTION
         self._jobs = space.plan.jobs
 
     def ask(self, trial: str) -> Candidate:

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from archsearch.experiment import Experiment, load_experiment
 from archsearch.search.folder import write_whole
-from archsearch.search.planned import PlannedSpace
+from archsearch.search.planned import PROMOTION, PlannedSpace
 from archsearch.search.scaling import scaled
 from archsearch.search.settings import NO_STORAGE, SearchSpec, Settings
 from archsearch.search.space import read_recorded_space
@@ -128,6 +128,8 @@ def plan_promotion(request: Request, out: Path) -> Plan:
             raise StudyError(f"{out}: another promotion is in this folder: {'; '.join(changes)}; give --out")
         return replace(plan, request=replace(plan.request, seeds=request.seeds))
     study = Study.read(request.run)
+    if study.header.sampler == PROMOTION:
+        raise StudyError(f"{request.run}: is a promotion itself; expected the run of a search")
     settings = _settings(study)
     points = _points(study, request)
     seeds = [point.experiment.training.seed for point in points.values()]

@@ -10,6 +10,9 @@ from archsearch.spec.errors import refuse
 from archsearch.spec.layers import Spec
 from archsearch.spec.quantities import Count
 
+MAX_TOKENS = 10**15
+"""More than anybody trains on: such a number is a slip."""
+
 
 class TrainingSpec(Spec):
     """How a model is trained.
@@ -22,7 +25,7 @@ class TrainingSpec(Spec):
     checkpoint_every: optimiser steps between checkpoints. seed: of the initial weights and the data order.
     """
 
-    tokens: Count = Field(default=1_000_000, ge=1)
+    tokens: Count = Field(default=1_000_000, ge=1, le=MAX_TOKENS)
     context: int = Field(default=128, ge=2)
     tokens_per_step: Count = Field(default=2048, ge=2)
     lr: float = Field(default=3e-3, gt=0, allow_inf_nan=False)

@@ -137,6 +137,10 @@ def test_another_promotion_is_refused_with_what_differs(source: Path, tmp_path: 
         plan_promotion(asked(source, seeds=2), out)
     with pytest.raises(StudyError, match="holds no promotion"):
         plan_promotion(asked(source), source)
+    with pytest.raises(StudyError, match="is a promotion itself"):
+        plan_promotion(asked(out), tmp_path / "other")
+    with pytest.raises(ValueError, match=r"training\.tokens: must be at most"):
+        plan_promotion(asked(source, tokens=10**30), tmp_path / "other")
 
 
 def test_a_run_without_a_front_is_refused(tmp_path: Path) -> None:
