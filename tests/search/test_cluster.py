@@ -117,7 +117,6 @@ def by_hand(short_folder: Path) -> Iterator[str]:
     address = f"127.0.0.1:{port}"
     common = ["--num-cpus=1", f"--object-store-memory={STORE}", "--block"]
     head = ["start", "--head", f"--port={port}", f"--temp-dir={short_folder}", "--include-dashboard=false"]
-    head += ["--ray-client-server-port=0"]
     other = ["start", f"--address={address}", "--resources", '{"fast": 1}']
     started = []
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
