@@ -47,12 +47,23 @@ def main() -> NoReturn:
     try:
         app()
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        _leave_interrupted()
+    except SystemExit as leaving:
+        if leaving.code == INTERRUPTED:
+            _leave_interrupted()
+        raise
     except Exception as error:
         if os.environ.get("ARCHSEARCH_DEBUG"):
             raise
         sys.exit(_explain(error))
     sys.exit(0)
+
+
+def _leave_interrupted() -> NoReturn:
+    """Go, whatever signal comes meanwhile: Python would die of one that it meets on its way out."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(INTERRUPTED)
 
 
 def _explain(error: Exception) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def tune_trials(sweep: Sweep, place: Place, folder: Path, reporter: Any, stop: t
     trials that ran are then the sweep's next ones. Raises StudyWriteError where a disk is full.
     """
     bridge = _Bridge(sweep, place, folder, reporter, stop)
-    bundles = tune.PlacementGroupFactory([sweep.space.settings.resources.bundle])
+    bundles = tune.PlacementGroupFactory([sweep.space.settings.resources.seat])
     try:
         tune.run(
             tune.with_resources(TrialWorker, bundles),
@@ -123,6 +124,8 @@ class _Bridge:
             "cwd": os.getcwd(),
             "goal": self.sweep.goal(trial),
             "seeds": self.sweep.space.search.seeds,
+            "workers": resources.processes,
+            "asks": resources.bundle,
             "concurrency": self.concurrency,
             "memory": resources.memory,
             "seconds": None if limit is None else max(0.0, limit - used),
@@ -206,12 +209,23 @@ class _Returns(Callback):
         if cause is None and _LOW_MEMORY in text:
             cause = {"kind": "out of memory", "message": one_line(text)}
         if cause is None:
-            outcome: dict[str, Any] = {"state": "lost", "message": one_line(text)}
+            outcome: dict[str, Any] = {"state": "lost", "message": _why_lost(text)}
         else:
             outcome = {"state": "failed", "cause": cause, "seconds": None}
         with contextlib.suppress(OSError):
             (folder / ERROR).write_text(f"{text if cause is None else cause['message']}\n")
         self.bridge.take_back(trial.trial_id, outcome)
+
+
+_REASONS = (r"Worker exit detail: (.*?)\.\s", r"(The actor is dead because .*?)\.\s", r"(\w*Error: .*)")
+"""Where Ray's page about an actor that died says why."""
+
+
+def _why_lost(text: str) -> str:
+    for reason in _REASONS:
+        if (found := re.search(reason, text)) is not None:
+            return one_line(found[1], 120)
+    return one_line(text, 120)
 
 
 def _error_text(trial: Trial, error: BaseException | None) -> str:
