@@ -76,11 +76,26 @@ def _scores(path: Path) -> dict[str, Any]:
     name = "stdin" if str(path) == "-" else str(path)
     try:
         text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
-        found = json.loads(text)
+        found = json.loads(text, object_pairs_hook=_once)
     except OSError as error:
         raise ValueError(f"{name}: {error.strerror or error}") from None
+    except _Twice as twice:
+        raise ValueError(f"{name}: {twice} is given twice") from None
     except (ValueError, RecursionError):
         raise ValueError(f"{name}: not JSON; expected an object such as {{'recall': 0.9}}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{name}: expected an object such as {{'recall': 0.9}}")
+    return found
+
+
+class _Twice(Exception):
+    """A key that an object holds twice."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _Twice(key)
+        found[key] = value
     return found

@@ -6,10 +6,12 @@ about; a sweep over the same run would train it itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from archsearch.experiment import load_experiment
 from archsearch.search.costs import CandidateCosts, is_cost, objective_values
@@ -18,7 +20,15 @@ from archsearch.search.space import SearchSpace, read_recorded_space
 from archsearch.search.storage import mirrored
 from archsearch.search.sweep import Sweep, not_finite
 from archsearch.study import Study, StudyError, StudyLog, Trial
-from archsearch.study.schema import RECORD, SPACE, SPEC, TRIALS
+from archsearch.study.schema import RECORD, SPACE, SPEC, TRIALS, StudyBusy
+
+PATIENCE_SECONDS = 10.0
+"""How long others that ask or tell may hold the run's lock."""
+
+RANGES = {"recall": (0.0, 1.0), "perplexity": (1.0, math.inf), "nll": (0.0, math.inf)}
+"""Scores that cannot be beyond these; by the name before a `/`."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,7 @@ def ask(space: SearchSpace, out: Path, trials: int | None = None) -> Asked | Non
     """
     if space.search.halving is not None:
         raise ValueError("ask: a space with halving is searched by sweep; expected scheduler: none")
-    sweep = Sweep(space, out, trials)
+    sweep = _patiently(lambda: Sweep(space, out, trials))
     try:
         sweep.leave_open()
         while sweep.has_work:
@@ -57,6 +67,7 @@ def tell(out: Path, trial: str, metrics: Mapping[str, Any], seconds: float | Non
     makes the trial a failed one. Raises StudyError where the run or the trial is not open, ValueError where
     an objective is missing or is no number.
     """
+    _check_seconds(seconds)
     with _Open(out, trial) as run:
         missing = [name for name in run.study.objectives if not is_cost(name) and name not in metrics]
         if missing:
@@ -64,6 +75,9 @@ def tell(out: Path, trial: str, metrics: Mapping[str, Any], seconds: float | Non
         for name, value in metrics.items():
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
                 raise ValueError(f"tell: {name}: expected a number, found {value!r}")
+            low, high = RANGES.get(name.partition("/")[0], (-math.inf, math.inf))
+            if value is not None and (value < low or value > high):
+                raise ValueError(f"tell: {name}: expected {low:g} to {high:g}, found {value:g}")
         costs = CandidateCosts(load_experiment(out / TRIALS / trial / SPEC))
         values = objective_values(run.study.objectives, costs, metrics)
         if (failed := not_finite(values, seconds)) is not None:
@@ -75,8 +89,28 @@ def tell_failed(
     out: Path, trial: str, cause: Mapping[str, Any], seconds: float | None = None
 ) -> dict[str, Any]:
     """Record that a trial that was asked for came to nothing. cause: kind and message. Raises as `tell`."""
+    if not cause.get("kind"):
+        raise ValueError("tell: expected what the trial failed of, such as 'out of memory'")
+    _check_seconds(seconds)
     with _Open(out, trial) as run:
         return run.end("failed", {"cause": dict(cause), "seconds": seconds})
+
+
+def _check_seconds(seconds: float | None) -> None:
+    if seconds is not None and not 0 <= seconds < math.inf:
+        raise ValueError(f"tell: seconds: expected a number of at least 0, found {seconds:g}")
+
+
+def _patiently(begin: Callable[[], T]) -> T:
+    """`begin()`, again while somebody else holds the run's lock, as people do who ask and tell at once."""
+    give_up = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return begin()
+        except StudyBusy:
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(0.1)
 
 
 class _Open:
@@ -87,7 +121,7 @@ class _Open:
             raise StudyError(f"{out}: not a run folder: it has no {RECORD}")
         self.out = out
         self.name = trial
-        self.log = StudyLog(out)
+        self.log = _patiently(lambda: StudyLog(out))
         self.study = Study(out)
 
     def __enter__(self) -> _Open:

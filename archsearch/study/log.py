@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from archsearch.study.schema import LOCK, RECORD, StudyError, check_event
+from archsearch.study.schema import LOCK, RECORD, StudyBusy, StudyError, check_event
 
 _LOCK_PATIENCE_SECONDS = 0.5
 
@@ -176,7 +176,7 @@ def _acquire(path: Path) -> int:
                 holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
                 os.close(fd)
                 who = f"process {holder}" if holder else "another process"
-                raise StudyError(
+                raise StudyBusy(
                     f"{path.parent}: {who} is already running this study; wait for it, stop it "
                     "or choose another folder"
                 ) from None

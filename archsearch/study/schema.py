@@ -49,6 +49,10 @@ class StudyError(ValueError):
     """A record or run folder that cannot be used, said in one line for the person who asked for it."""
 
 
+class StudyBusy(StudyError):
+    """Another process is writing the run."""
+
+
 class Layer(TypedDict):
     """One layer of a drawn layout; `repeat` is already unrolled."""
 

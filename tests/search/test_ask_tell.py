@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,8 @@ def test_several_are_open_and_end_in_any_order(tmp_path: Path) -> None:
     assert sorted(trial.user_attrs["trial"] for trial in stored.trials) == ["0000", "0002", "0003"]
 
 
-def test_a_sweep_takes_over_what_is_open(tmp_path: Path) -> None:
+def test_a_sweep_takes_over_what_is_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("archsearch.search.ask_tell.PATIENCE_SECONDS", 0.2)
     space, run = space_of(tmp_path), tmp_path / "run"
     assert ask(space, run) is not None
     sweep = Sweep(space, run)
@@ -94,6 +96,19 @@ def test_a_sweep_takes_over_what_is_open(tmp_path: Path) -> None:
         tell(run, "0000", scores(0))
 
 
+def test_those_who_ask_at_once_wait_for_each_other(tmp_path: Path) -> None:
+    space, run = space_of(tmp_path), tmp_path / "run"
+    holder = Sweep(space, run)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(ask, space, run)
+        with pytest.raises(TimeoutError):
+            waiting.result(timeout=1.5)  # longer than the lock's own patience
+        holder.close()
+        found = waiting.result(timeout=30)
+    assert found is not None
+    assert found.trial == "0000"
+
+
 def test_mistakes_are_told_and_change_nothing(tmp_path: Path) -> None:
     space, run = space_of(tmp_path), tmp_path / "run"
     assert ask(space, run) is not None
@@ -102,9 +117,17 @@ def test_mistakes_are_told_and_change_nothing(tmp_path: Path) -> None:
         ({"recall": 0.5}, "missing perplexity"),
         ({"recall": 0.5, "perplexity": "low"}, "perplexity: expected a number, found 'low'"),
         ({"recall": True, "perplexity": 3.0}, "recall: expected a number, found True"),
+        ({"recall": 1.5, "perplexity": 3.0}, "recall: expected 0 to 1, found 1.5"),
+        ({"recall": 0.5, "perplexity": 0.5}, "perplexity: expected 1 to inf, found 0.5"),
+        ({"recall": 0.5, "perplexity": 3.0, "recall/own@64": -1}, "recall/own@64: expected 0 to 1"),
     ):
         with pytest.raises(ValueError, match=message):
             tell(run, "0000", metrics)
+    for seconds in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="seconds: expected a number of at least 0"):
+            tell(run, "0000", scores(0), seconds)
+    with pytest.raises(ValueError, match="what the trial failed of"):
+        tell_failed(run, "0000", {"kind": "", "message": ""})
     with pytest.raises(StudyError, match=r"no trial '7'; open are: 0000"):
         tell(run, "7", scores(0))
     with pytest.raises(StudyError, match="not a run folder"):
@@ -148,6 +171,8 @@ def test_the_commands(tmp_path: Path) -> None:
     over = call(*asking)
     assert (over.returncode, over.stdout) == (1, "")
     assert "no further candidate" in over.stderr
+    twice = call("tell", str(run), "0001", "-", text='{"recall": 0.5, "recall": 0.6, "perplexity": 6}')
+    assert twice.stderr == "stdin: recall is given twice\n"
     for arguments in (("0000", "-"), ("0001",), ("0001", str(tmp_path / "none.json"))):
         wrong = call("tell", str(run), *arguments, text="[1]")
         assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
