@@ -63,9 +63,13 @@ def layouts(shape: Shape) -> dict[str, list[Any]]:
     }
 
 
-def spec_of(shape: Shape, layout: str) -> ModelSpec:
+def spec_of(shape: Shape, layout: str, layers: int | None = None) -> ModelSpec:
+    """layers: only the first of them."""
     fields = {"d_model": shape.d_model, "vocab_size": shape.vocab, "embedding": {"tied": True}}
-    return ModelSpec.model_validate({**fields, "layers": layouts(shape)[layout]})
+    stack = layouts(shape)[layout]
+    return ModelSpec.model_validate(
+        {**fields, "layers": stack if layers is None else stack[0]["layers"][:layers]}
+    )
 
 
 def build(spec: ModelSpec, mode: Any = "auto") -> LanguageModel:

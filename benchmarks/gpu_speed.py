@@ -33,6 +33,8 @@ from archsearch.data import IGNORE
 from archsearch.mixers.base import tensors_in
 from archsearch.spec import model_cost
 
+TUNING_SECONDS = 300.0
+
 RIVAL_SECONDS = 75.0
 """The longest that one other model may take."""
 
@@ -52,6 +54,7 @@ def peak(report: Report) -> float:
 
 def train(report: Report, sizes: list[str], contexts: list[int], kinds: list[str], *, compiled: bool) -> None:
     top = peak(report)
+    tune(report, sizes[0], contexts[0])
     for context in contexts:
         for size in sizes:
             for layout in kinds:
@@ -59,6 +62,22 @@ def train(report: Report, sizes: list[str], contexts: list[int], kinds: list[str
                     f"train/{size}/{context}/{layout}/{'compiled' if compiled else 'eager'}",
                     partial(train_case, report, size, context, layout, compiled, top),
                 )
+
+
+def tune(report: Report, size: str, context: int) -> None:
+    """One layer of Mamba-2, forward and backward: its Triton kernels time their configurations when they are
+    first called, in every process that finds none kept. In no case's time."""
+
+    def run() -> dict[str, Any]:
+        shape = SHAPES[size]
+        model = build(spec_of(shape, "mamba2", layers=1))
+        ids = torch.randint(shape.vocab, (max(1, shape.tokens // context), context), device=DEVICE)
+        training_step(model, F.cross_entropy, optimiser_of(model), ids)()
+        synchronise()
+        return {}
+
+    report.rows.pop("tuning", None)
+    report.case("tuning", run, limit=TUNING_SECONDS)
 
 
 def train_case(
