@@ -43,7 +43,8 @@ class Study:
     """A study as its record tells it.
 
     `trials` are in order of first appearance; `timeline` holds the last events as they were read; `now` is
-    the time this view was taken, which stands still once nobody is writing the run.
+    the time this view was taken, which stands still once nobody is writing the run; `revision` grows with
+    every event.
     """
 
     def __init__(self, run_dir: str | os.PathLike[str]) -> None:
@@ -57,6 +58,7 @@ class Study:
         self.timeline: deque[dict[str, Any]] = deque(maxlen=_TIMELINE)
         self.live = False
         self.now = 0.0
+        self.revision = 0
         self._last_time = 0.0
         self._volumes = VolumeHistory()
         self._history: list[float] | None = None
@@ -249,6 +251,7 @@ class Study:
         for kept in (self.trials, self.sessions, self.notes, self.timeline, self._metrics, self._followed):
             kept.clear()
         self._last_time = 0.0
+        self.revision += 1
         self._stale()
 
     def _stale(self) -> None:
@@ -285,6 +288,7 @@ class Study:
         if self.sessions and self.sessions[-1].ended is None:
             self.sessions[-1].last = moment
         self.timeline.append(event)
+        self.revision += 1
 
     def _close_session(self, state: str, moment: float) -> None:
         if self.sessions:

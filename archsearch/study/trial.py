@@ -45,7 +45,7 @@ class Session:
     last: float = 0.0
 
 
-@dataclass
+@dataclass(eq=False)
 class Trial:
     """One candidate. `state` is the last one recorded, and every field the last value recorded for it.
 

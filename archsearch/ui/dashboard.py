@@ -12,6 +12,7 @@ from archsearch.ui.charts import curves, progress, scatter, scatter_legend, trai
 from archsearch.ui.events import event_line, stamped
 from archsearch.ui.glyphs import legend
 from archsearch.ui.header import header
+from archsearch.ui.memory import once_an_event
 from archsearch.ui.plane import plane
 from archsearch.ui.table import ordered, source_legend, trial_table
 
@@ -66,18 +67,25 @@ def _wide(study: Study, width: int, height: int, said: Sequence[Said]) -> Block:
     side = _front(study, right, height - lower)
     if lower:
         draw, name = (curves, "training") if training(study) else (progress, "progress")
-        side += panel(draw(study, right - 4, lower - 2), right, lower, _name(name))
+        side = [*side, *panel(draw(study, right - 4, lower - 2), right, lower, _name(name))]
     return beside(column, side)
 
 
 def _trials(study: Study, width: int, height: int) -> Block:
     table = trial_table(study, width - 4, height - 2)
-    shown = ordered(study)[: max(1, height)]
-    foot = joined(legend([trial.layout for trial in shown]), width - 8)
-    note = joined(source_legend(study), width - 20)
+    note, foot = _legends(study, width, height)
     return panel(table, width, height, _name("trials"), note, foot)
 
 
+@once_an_event
+def _legends(study: Study, width: int, height: int) -> tuple[Text, Text]:
+    """What the table's mixtures and layouts are drawn with."""
+    shown = ordered(study)[: max(1, height)]
+    glyphs = legend([trial.layout for trial in shown])
+    return joined(source_legend(study), width - 20), joined(glyphs, width - 8)
+
+
+@once_an_event
 def _front(study: Study, width: int, height: int) -> Block:
     view = plane(study)
     plot = scatter(study, view, width - 4, height - 2)
@@ -87,6 +95,11 @@ def _front(study: Study, width: int, height: int) -> Block:
 
 
 def _log(study: Study, width: int, height: int, said: Sequence[Said]) -> Block:
+    return _told(study, width, height, list(said[-height:]))
+
+
+@once_an_event
+def _told(study: Study, width: int, height: int, said: list[Said]) -> Block:
     rows = height - 2
     told = [
         (float(event.get("time", 0.0)), event_line(study, event, width < 60))

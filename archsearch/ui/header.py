@@ -5,6 +5,7 @@ from rich.text import Text
 from archsearch.study import Study
 from archsearch.ui import theme
 from archsearch.ui.blocks import Block, clean, joined, sparkline, spread
+from archsearch.ui.memory import once_an_event
 from archsearch.ui.units import arrow, count, duration, value
 
 _STATUS = {
@@ -93,6 +94,7 @@ def _bar(study: Study, counts: dict[str, int], total: int, width: int) -> Text:
     return line.append("─" * (width - line.cell_len), theme.QUIET)
 
 
+@once_an_event
 def _scores(study: Study, width: int) -> Text:
     parts = []
     for name, direction in study.header.objectives.items():

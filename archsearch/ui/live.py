@@ -12,19 +12,21 @@ import threading
 import time
 from collections import deque
 from types import TracebackType
-from typing import IO, Any, Protocol, TextIO
+from typing import IO, Any, Protocol, Self, TextIO
 
 from rich.console import Console
-from rich.live import Live
 
 from archsearch.study import Study
-from archsearch.ui.blocks import clean
-from archsearch.ui.dashboard import LEAST_HEIGHT, render
+from archsearch.ui.blocks import Block, clean
+from archsearch.ui.dashboard import LEAST_HEIGHT, frame, render
 from archsearch.ui.events import event_line, stamped
+from archsearch.ui.screen import Screen
 from archsearch.ui.units import duration, value
 
 FRAME_SECONDS = 0.25
 CLOCK_SECONDS = 1.0
+LARGEST_SHARE = 0.05
+"""Of a core, that the dashboard takes: after a dear frame the next one waits longer."""
 _SUMMARY_EVERY = 8
 _SAID = 500
 
@@ -50,7 +52,7 @@ class Reporter(Protocol):
 
 class LiveDashboard:
     """The dashboard on the alternate screen, redrawn in place at most four times a second when something
-    happened, once a second for the clock.
+    happened, once a second for the clock; more rarely where that would take more than `LARGEST_SHARE`.
 
     What Python code writes to stdout or stderr meanwhile goes to the dashboard's log instead of across the
     frame. On leaving, however that comes about, the terminal is restored and the last frame printed to stay.
@@ -61,31 +63,23 @@ class LiveDashboard:
         self.study = study
         self.said: deque[tuple[float, str]] = deque(maxlen=_SAID)
         self._console: Console | None = console or Console(file=sys.stderr)
-        self._live: Live | None = None
+        self._screen: Screen | None = None
         self._redirects: contextlib.ExitStack | None = None
         self._clear()
 
     def _clear(self) -> None:
         self._size = (0, 0)
         self._shown = (0, 0, 0)
-        self._drawn = self._looked = 0.0
+        self._drawn = self._looked = self._painted = self._rest = 0.0
         self._told = 0
 
-    def __enter__(self) -> "LiveDashboard":
-        if self._console is None or self._live is not None:
+    def __enter__(self) -> Self:
+        if self._console is None or self._screen is not None:
             return self
-        self._live = Live(
-            self._frame(),
-            console=self._console,
-            screen=True,
-            auto_refresh=False,
-            redirect_stdout=False,
-            redirect_stderr=False,
-            vertical_overflow="crop",
-        )
+        self._screen = Screen(self._console)
         self._redirects = contextlib.ExitStack()
         try:
-            self._live.start()
+            self._screen.open()
             self._redirects.enter_context(contextlib.redirect_stdout(_Lines(self.log, sys.stdout)))
             self._redirects.enter_context(contextlib.redirect_stderr(_Lines(self.log, sys.stderr)))
             self.update(force=True)
@@ -102,19 +96,24 @@ class LiveDashboard:
 
     def update(self, force: bool = False) -> None:
         """Follow the record and redraw; a resized terminal is redrawn at once."""
-        if self._live is None or self._console is None:
+        if self._screen is None or self._console is None:
             return
         size = (self._console.width, self._console.height)
         now = time.monotonic()
         resized = force or size != self._size
         if not resized and now - self._looked < FRAME_SECONDS:
             return
-        self._looked = now
+        self._looked, began = now, time.thread_time()
         self.study.refresh()
         state = self._state()
-        if resized or state != self._shown or now - self._drawn >= CLOCK_SECONDS:
+        due = state != self._shown or now - self._drawn >= CLOCK_SECONDS
+        if resized or (due and now - self._drawn >= self._rest):
+            # Whatever else wrote to the terminal is covered once a second.
+            whole = resized or now - self._painted >= CLOCK_SECONDS
+            self._screen.draw(self._frame(), whole)
             self._size, self._shown, self._drawn = size, state, now
-            self._live.update(self._frame(), refresh=True)
+            self._painted = now if whole else self._painted
+            self._rest = (time.thread_time() - began) / LARGEST_SHARE
 
     def log(self, line: str) -> None:
         """Add a line to the log panel."""
@@ -124,27 +123,25 @@ class LiveDashboard:
 
     def close(self) -> None:
         """Restore the terminal and print the last frame where it stays."""
-        live, self._live = self._live, None
+        screen, self._screen = self._screen, None
         redirects, self._redirects = self._redirects, None
         if redirects is not None:
             redirects.close()
-        if live is None or self._console is None:
+        if screen is None or self._console is None:
             return
-        live.stop()
+        screen.close()
         with contextlib.suppress(ValueError, OSError):
             self.study.refresh()
-        self._console.print(self._frame(final=True))
+        height = max(self._console.height - 1, LEAST_HEIGHT)
+        self._console.print(render(self.study, self._console.width, height, list(self.said)))
 
     def _state(self) -> tuple[int, int, int]:
         """Grows whenever something besides the clock would look different."""
         return self.study.lines, sum(len(trial.curve) for trial in self.study.trials.values()), self._told
 
-    def _frame(self, final: bool = False) -> Any:
+    def _frame(self) -> Block:
         assert self._console is not None
-        height = self._console.height - 1 if final else self._console.height
-        return render(
-            self.study, self._console.width, max(height, LEAST_HEIGHT if final else 1), list(self.said)
-        )
+        return frame(self.study, self._console.width, max(self._console.height, 1), list(self.said))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"run_dir": self.study.run_dir}
@@ -152,7 +149,7 @@ class LiveDashboard:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.study = Study(state["run_dir"])
         self.said = deque(maxlen=_SAID)
-        self._console, self._live, self._redirects = None, None, None
+        self._console, self._screen, self._redirects = None, None, None
         self._clear()
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from archsearch.study import Study, Trial
 from archsearch.ui import theme
+from archsearch.ui.memory import once_a_layout
 
 Pair = tuple[float, float]
 """A point (x, y), or the two ends of an axis."""
@@ -52,8 +53,11 @@ def plane(study: Study) -> Plane | None:
         for trial in complete
         if not (x[0] <= points[trial.id][0] <= x[1] and y[0] <= points[trial.id][1] <= y[1])
     ]
-    compositions = {trial.id: theme.composition(trial.layout) for trial in complete}
+    compositions = {trial.id: _composition(trial) for trial in complete}
     return Plane(x_name, y_name, points, x, y, steps, corner, outside, compositions)
+
+
+_composition = once_a_layout(theme.composition)
 
 
 def span(values: Sequence[float], keep: Sequence[float]) -> Pair:

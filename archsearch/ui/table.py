@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rich.text import Text
 
@@ -9,6 +10,7 @@ from archsearch.study import Study, Trial
 from archsearch.ui import theme
 from archsearch.ui.blocks import Block, bar, clean, fit, shares_bar
 from archsearch.ui.glyphs import layout_text
+from archsearch.ui.memory import once_a_layout, once_an_event
 from archsearch.ui.units import arrow, count, duration, setting, share, size, value
 
 _GAP = 2
@@ -32,17 +34,31 @@ def trial_table(study: Study, width: int, height: int) -> Block:
     if not study.trials:
         words = "the first candidate is on its way" if study.live else "this study has no trials"
         return [Text(words, theme.QUIET)]
-    trials = ordered(study)
-    room = max(0, height - 1)
-    shown = trials if len(trials) <= room else trials[: max(0, room - 1)]
-    columns, tail = _columns(study, trials, width)
-    lines = [_titles(columns, tail)]
-    lines += [_row(study, trial, columns, tail) for trial in shown]
+    columns, tail = _columns(study, width)
+    running = [
+        _row(study, trial, columns, tail) for trial in _shown(study, height) if trial.state == "running"
+    ]
+    return [_titles(columns, tail), *running, *_at_rest(study, width, height)][:height]
+
+
+@once_an_event
+def _at_rest(study: Study, width: int, height: int) -> Block:
+    """The rows of what does not run, and how many trials are not shown."""
+    trials, shown = ordered(study), _shown(study, height)
+    columns, tail = _columns(study, width)
+    lines = [_row(study, trial, columns, tail) for trial in shown if trial.state != "running"]
     if len(shown) < len(trials):
         lines.append(_remainder(trials[len(shown) :], width))
-    return lines[:height]
+    return lines
 
 
+def _shown(study: Study, height: int) -> list[Trial]:
+    """The trials for which the table has room."""
+    trials, room = ordered(study), max(0, height - 1)
+    return trials if len(trials) <= room else trials[: max(0, room - 1)]
+
+
+@once_an_event
 def ordered(study: Study) -> list[Trial]:
     """Running trials by age, the front in its order, then the others from the most recent."""
     running = [trial for trial in study.trials.values() if trial.state == "running"]
@@ -88,8 +104,10 @@ def settings(trial: Trial) -> str:
     return clean("  ".join(f"{name} {setting(entry)}" for name, entry in shown.items()))
 
 
-def _columns(study: Study, trials: Sequence[Trial], width: int) -> tuple[list[Column], list[Column]]:
+@once_an_event
+def _columns(study: Study, width: int) -> tuple[list[Column], list[Column]]:
     """Leading columns, and the trailing ones over which a trial without values writes words."""
+    trials = ordered(study)
     roomy = width >= 96
     tail = [_objective(study, name, roomy) for name in study.objectives]
     tail.append(Column("time", 6 if roomy else 5, _time))
@@ -97,7 +115,7 @@ def _columns(study: Study, trials: Sequence[Trial], width: int) -> tuple[list[Co
     name = Column("id", digits + 2, lambda trial: _named(study, trial), "left")
     while len(tail) > 2 and _total([name, *tail]) + 8 + _LAYOUT_LEAST + 2 * _GAP > width:
         tail.pop(-2)
-    wish = max((layout_text(trial.layout).cell_len for trial in trials[:_SAMPLE]), default=0)
+    wish = max(map(_layout_width, trials[:_SAMPLE]), default=0)
     wish = max(_LAYOUT_LEAST, min(wish, max(24, width // 5)))
     middle: list[Column] = []
     for column, comfort in _optional(study, trials, roomy, wish):
@@ -114,6 +132,12 @@ def _columns(study: Study, trials: Sequence[Trial], width: int) -> tuple[list[Co
         middle[0] = _mixture(study, wide)
     tail = [replace(column, width=column.width + min(4, spare // len(tail))) for column in tail]
     return [name, layout, *middle], tail
+
+
+@once_a_layout
+def _layout_width(layout: list[dict[str, Any]]) -> int:
+    """Cells that the layout takes in full."""
+    return layout_text(layout).cell_len
 
 
 def _optional(study: Study, trials: Sequence[Trial], roomy: bool, wish: int) -> list[tuple[Column, int]]:

@@ -59,6 +59,7 @@ def test_the_screen_is_restored_after_an_error(live, error):
 def test_redraws_wait_for_news_or_the_clock_but_not_after_a_resize(live, monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(live_module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(live_module.time, "thread_time", lambda: 0.0)
     console, stream = terminal()
     with LiveDashboard(Study.read(live.run_dir), console) as dashboard:
         drawn = stream.tell()
