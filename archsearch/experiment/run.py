@@ -23,6 +23,7 @@ from archsearch.evaluation.spec import EvaluationSpec
 from archsearch.experiment.spec import Experiment
 from archsearch.training import checkpoint
 from archsearch.training.loop import StepReport, Trainer
+from archsearch.training.parallel import ShardedTrainer, Share
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "weights.safetensors"
@@ -37,10 +38,13 @@ CURVE_POINTS = 100
 class ExperimentRun:
     """Trains and scores one experiment.
 
+    share: this process's part of it, where several train together, each in a folder of its own.
     step, steps, tokens: how far it is. seconds: time spent training and scoring, over all sessions.
     """
 
-    def __init__(self, experiment: Experiment, folder: Path, device: str = "cpu"):
+    def __init__(
+        self, experiment: Experiment, folder: Path, device: str = "cpu", share: Share | None = None
+    ):
         self.experiment = experiment
         self.folder = folder
         self.device = device
@@ -54,7 +58,10 @@ class ExperimentRun:
             tokens_per_step=training.tokens_per_step,
             seed=training.seed,
         )
-        self.trainer = Trainer(self.model, self.stream, training, device)
+        if share is None:
+            self.trainer = Trainer(self.model, self.stream, training, device)
+        else:
+            self.trainer = ShardedTrainer(self.model, self.stream, training, device, share=share)
         self.seconds = 0.0
         self.steps = training.steps
         folder.mkdir(parents=True, exist_ok=True)

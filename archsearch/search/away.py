@@ -86,6 +86,8 @@ class AwayWork:
     def advance(self) -> Outcome | None:
         """As `TrialWork.advance`; what is reported has been stored."""
         outcome = self.work.advance()
+        if self.work.share is not None and self.work.share.rank:
+            return outcome  # the first process stores
         if outcome is not None or time.monotonic() >= self._next_store:
             began = time.monotonic()
             self.home.store()

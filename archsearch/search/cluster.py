@@ -34,7 +34,6 @@ _MOST_TEXT = 200 << 20
 
 _WORKERS_ENVIRONMENT = (
     "RAY_CHDIR_TO_TRIAL_DIR",
-    "RAY_TRAIN_V2_ENABLED",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",
 )
 
@@ -58,7 +57,7 @@ def on_cluster(space: SearchSpace, out: Path, address: str, storage: str | None)
             _check_reach(space, fits, shared, texts, address)
     except (OSError, RuntimeError, ImportError) as error:
         raise ValueError(f"--address {address}: {_why(error)}") from None
-    concurrency = min(at_once or MANY, sum(fits.values()))
+    concurrency = min(at_once or MANY, sum(fits.values()) // resources.processes)
     away = Away(
         homes.joined(shared, "trials"), StopKey(f"archsearch-stop-{uuid.uuid4().hex}"), at_run=storage is None
     )
@@ -168,16 +167,19 @@ def _fitting(space: SearchSpace) -> dict[str, int]:
     nodes = [node for node in ray.nodes() if node["Alive"]]
     bundle = space.settings.resources.bundle
     fits = {node["NodeID"]: _times(bundle, node["Resources"]) for node in nodes}
-    if any(fits.values()):
+    if sum(fits.values()) >= space.settings.resources.processes:
         return {node: count for node, count in fits.items() if count}
+    if any(fits.values()):
+        asked = space.settings.resources.processes
+        raise space.refuse(("resources",), f"{asked} workers a trial; {sum(fits.values())} fit the cluster")
     for name, amount in bundle.items():
         most = max((node["Resources"].get(name, 0) for node in nodes), default=0)
         if most < amount:
             path = (name.lower(),) if name in ("CPU", "GPU") else ("custom", name)
             has = f"no node has more than {most:g}" if most else "no node of the cluster has any"
             raise space.refuse(("resources", *path), f"{amount:g} of {name} a trial; {has}")
-    asked = ", ".join(f"{name}: {amount:g}" for name, amount in bundle.items())
-    raise space.refuse(("resources",), f"no node of the cluster has all of {asked} that a trial asks for")
+    whole = ", ".join(f"{name}: {amount:g}" for name, amount in bundle.items())
+    raise space.refuse(("resources",), f"no node of the cluster has all of {whole} that a trial asks for")
 
 
 def _times(bundle: Mapping[str, float], has: Mapping[str, float]) -> int:

@@ -88,6 +88,14 @@ def write(uri: str, data: bytes) -> None:
         stream.write(data)
 
 
+def read(uri: str) -> bytes:
+    """What a small file holds."""
+    system, path = open_filesystem(uri)
+    with system.open_input_stream(path) as source:
+        found: bytes = source.read()
+        return found
+
+
 def delete(uri: str) -> None:
     """Delete a file that may not be there."""
     system, path = open_filesystem(uri)

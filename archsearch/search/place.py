@@ -29,27 +29,27 @@ def this_machine(space: SearchSpace) -> Place:
     """A Ray of our own on this machine. Raises SpecError where a trial asks for what it does not have."""
     resources = space.settings.resources
     gpus = gpu_count() if resources.gpu else 0
-    if resources.gpu > gpus:
-        raise space.refuse(
-            ("resources", "gpu"), f"{resources.gpu:g} GPUs a trial; this machine has {gpus or 'none'}"
-        )
+    if resources.gpu and _seats(resources, gpus) < resources.processes:
+        asked = resources.gpu * (resources.workers or 1)
+        raise space.refuse(("resources", "gpu"), f"{asked:g} GPUs a trial; this machine has {gpus or 'none'}")
     for name in resources.custom:
         raise space.refuse(
             ("resources", "custom", name), "this machine alone has no custom resources; --address has"
         )
     concurrency = _fitting(resources, gpus)
-    cpus, threads = concurrency * resources.cpu, resources.cpu
+    cpus, threads = concurrency * resources.processes * resources.cpu, resources.cpu
     return Place(concurrency, lambda run: ray_session(run, cpus, threads, gpus))
 
 
 def _fitting(resources: Resources, gpus: int) -> int:
     """Trials at once: as many as are asked for, else fit the cores; never more than fit the GPUs."""
-    found = resources.concurrent or max(1, cpu_count() // resources.cpu)
-    if resources.gpu >= 1:
-        found = min(found, int(gpus // resources.gpu))
-    elif resources.gpu:
-        found = min(found, gpus * int(1 / resources.gpu + 1e-9))
-    return found
+    found = resources.concurrent or max(1, cpu_count() // (resources.cpu * resources.processes))
+    return min(found, _seats(resources, gpus) // resources.processes) if resources.gpu else found
+
+
+def _seats(resources: Resources, gpus: int) -> int:
+    """Processes that the GPUs have room for, each share of a GPU being one GPU's."""
+    return gpus * int(1 / resources.bundle["GPU"] + 1e-9)
 
 
 def cpu_count() -> int:

@@ -26,7 +26,6 @@ ENVIRONMENT = {
     # Messages of Ray's daemons are printed whatever log_to_driver says, unless the filter drops them all.
     "RAY_DEDUP_LOGS": "1",
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
-    "RAY_TRAIN_V2_ENABLED": "0",
     "RAY_enable_metrics_collection": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",

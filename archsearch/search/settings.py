@@ -137,14 +137,17 @@ class Resources(Spec):
     """What each trial is given.
 
     cpu: cores (and torch threads). gpu: GPUs, a share of one (0.25: four trials on each) or a whole number;
-    above zero, trials train on CUDA. custom: amounts of resources that the nodes of a Ray cluster declare.
-    concurrent: most trials at once; default: what fits. memory: bytes (`4GiB`) that a trial's process may
-    hold; default: nine tenths of the node's, shared evenly. time_limit: of a trial's own work (`30s`, `10m`,
-    `2h`); default: none. A trial that goes beyond either is ended and has failed.
+    above zero, trials train on CUDA. workers: processes that train a trial together by data parallelism, each
+    with all of what is said here; default: one, or one for each of several GPUs. custom: amounts of resources
+    that the nodes of a Ray cluster declare. concurrent: most trials at once; default: what fits. memory:
+    bytes (`4GiB`) that a trial's process may hold; default: nine tenths of the node's, shared evenly.
+    time_limit: of a trial's own work (`30s`, `10m`, `2h`); default: none. A trial that goes beyond either is
+    ended and has failed.
     """
 
     cpu: int = Field(default=1, ge=1)
     gpu: float = Field(default=0, ge=0, le=1024, allow_inf_nan=False)
+    workers: int | None = Field(default=None, ge=1, le=1024)
     custom: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
     concurrent: int | None = Field(default=None, ge=1)
     memory: Size | None = Field(default=None, ge=1)
@@ -161,6 +164,8 @@ class Resources(Spec):
                 refuse(where, f"expected a share of one or a whole number, found {amount:g}")
             if 0 < amount < LEAST_SHARE:
                 refuse(where, f"expected at least {LEAST_SHARE:g}, found {amount:g}")
+        if self.workers is not None and self.gpu > 1:
+            refuse(("gpu",), f"expected the GPU of one of the {self.workers} workers, found {self.gpu:g}")
         return self
 
     @property
@@ -169,10 +174,20 @@ class Resources(Spec):
         return "cuda" if self.gpu else "cpu"
 
     @property
+    def processes(self) -> int:
+        """How many train a trial together."""
+        return self.workers or max(1, int(self.gpu))
+
+    @property
     def bundle(self) -> dict[str, float]:
-        """A trial's share of a node, by Ray's names."""
-        gpu = {"GPU": self.gpu} if self.gpu else {}
+        """What each of a trial's processes has of a node, by Ray's names."""
+        gpu = {"GPU": min(1.0, self.gpu)} if self.gpu else {}
         return {"CPU": float(self.cpu), **gpu, **self.custom}
+
+    @property
+    def seat(self) -> dict[str, float]:
+        """What the process that reports a trial asks for: next to nothing where others train it."""
+        return self.bundle if self.processes == 1 else {"memory": 1.0}
 
 
 def _parse_constraint(value: Any) -> Constraint:

@@ -23,6 +23,7 @@ from archsearch.training.errors import TrainingFailed
 
 if TYPE_CHECKING:
     from archsearch.experiment.run import ExperimentRun
+    from archsearch.training.parallel import Share
 
 SLICE_SECONDS = (0.5, 5.0)
 """A slice is a twentieth of the steps, but neither shorter nor longer than this."""
@@ -58,15 +59,25 @@ class TrialWork:
 
     stop: a file (or sign) whose existence asks every trial to write its checkpoint and end. goal: the share
     of the training steps to take now; below 1, the outcome is a `rung`. seeds: trainings, each to the goal
-    and one after the other; those after the first live in `replicates/` and only their seeds differ.
+    and one after the other; those after the first live in `replicates/` and only their seeds differ. share:
+    this process's part, where several train together, each in a folder of its own; only the first one scores.
     """
 
-    def __init__(self, folder: Path, stop: Stop, device: str = "cpu", goal: float = 1.0, seeds: int = 1):
+    def __init__(
+        self,
+        folder: Path,
+        stop: Stop,
+        device: str = "cpu",
+        goal: float = 1.0,
+        seeds: int = 1,
+        share: Share | None = None,
+    ):
         self.folder = folder
         self.stop = stop
         self.device = device
         self.goal = goal
         self.seeds = seeds
+        self.share = share
         self.run: ExperimentRun | None = None
         self._done: list[Scores] = []
         self._lock: int | None = None
@@ -98,7 +109,7 @@ class TrialWork:
     def _advance(self) -> Outcome | None:
         if self._lock is None:
             self._lock = _lock(self.folder / ".lock")
-        if self.stop.exists():
+        if self._stopped():
             return self._interrupted()
         if self.run is None:
             if (kept := _kept_scores(self._home)) is not None:
@@ -107,7 +118,7 @@ class TrialWork:
             return None
         if self.run.step < self._goal_step(self.run):
             for _ in self._pieces(self.run):
-                if self.stop.exists():
+                if self._stopped():
                     return self._interrupted()
             return None
         return self._scored(self._score(self.run))
@@ -120,7 +131,14 @@ class TrialWork:
             experiment = experiment.with_training(seed=experiment.training.seed + len(self._done))
             self._home.mkdir(parents=True, exist_ok=True)
             write_whole(self._home / SPEC, to_yaml(experiment.dump()))
-        return ExperimentRun(experiment, self._home, self.device)
+        return ExperimentRun(experiment, self._home, self.device, self.share)
+
+    def _stopped(self) -> bool:
+        return bool(self._agreed(self.stop.exists()))
+
+    def _agreed(self, value: int) -> int:
+        """What the first of several processes says: all must take the same steps."""
+        return value if self.share is None else self.share.agree(value, self.device)
 
     @property
     def _home(self) -> Path:
@@ -132,6 +150,8 @@ class TrialWork:
 
     def _score(self, run: ExperimentRun) -> Scores:
         """Score a run that is where it should be, leaving it on disk."""
+        if self.share is not None and self.share.rank:
+            return Scores({}, run.seconds, run.tokens)
         if self.goal >= 1:
             metrics = run.evaluate()
         else:
@@ -179,9 +199,10 @@ class TrialWork:
             taken = time.perf_counter() - started
             yield
             elapsed = time.perf_counter() - began
-            if elapsed >= longest or (elapsed >= shortest and run.step - first >= run.steps / 20):
+            far = elapsed >= shortest and run.step - first >= run.steps / 20
+            if self._agreed(far or elapsed >= longest):
                 return
-            steps = max(1, min(2 * steps, int(steps * _LOOK_SECONDS / max(taken, 1e-6))))
+            steps = self._agreed(max(1, min(2 * steps, int(steps * _LOOK_SECONDS / max(taken, 1e-6)))))
 
     def _failed(self, error: Exception) -> Outcome:
         if (message := unwritable(error, self._home)) is not None:

@@ -13,6 +13,7 @@ from ray import tune
 
 from archsearch.search.away import AwayWork, StopKey
 from archsearch.search.guard import SHARE_OF_MEMORY, Guard, Limits, node_memory
+from archsearch.search.parallel import ParallelWork
 from archsearch.search.place import cpu_count
 from archsearch.search.work import Stop, TrialWork
 from archsearch.study.schema import LOCK
@@ -66,12 +67,14 @@ class TrialWorker(tune.Trainable):
         self.work.close()
 
     def _take(self, config: dict[str, Any]) -> None:
-        folder = Path(config["folder"])
+        folder = Path(config.get("verdicts") or config["folder"])
         what = self.sign, config["device"], config["goal"], config["seeds"]
-        self.work: TrialWork | AwayWork
-        if self.away:
+        self.work: TrialWork | AwayWork | ParallelWork
+        if config["workers"] > 1:
+            self.work = ParallelWork(config)
+        elif self.away:
             self.work = AwayWork(config["home"], config["spec"], *what)
-            folder = Path(config["verdicts"] or self.work.home.folder)
+            folder = folder if config["verdicts"] else self.work.home.folder
         else:
             self.work = TrialWork(folder, *what)
         self.guard.watch(folder, Limits(_memory_limit(config), config["seconds"]))

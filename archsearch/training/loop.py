@@ -58,7 +58,7 @@ class Trainer:
         value = loss.item()
         if not math.isfinite(value):
             raise TrainingFailed("non-finite loss", f"the loss is {value} at lr {lr:.3g}", self.step)
-        (loss + auxiliary).backward()
+        self._backward(loss + auxiliary)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.clip).item()
         if not math.isfinite(norm):
             raise TrainingFailed("non-finite gradient", f"its norm is {norm} at lr {lr:.3g}", self.step)
@@ -91,6 +91,9 @@ class Trainer:
                 )
         total = sum((group.weight * losses[group.source] for group in groups), torch.zeros(()))
         return total, auxiliary, {name: loss.detach() for name, loss in losses.items()}
+
+    def _backward(self, loss: Tensor) -> None:
+        loss.backward()
 
     def _on_device(self, ids: Any) -> Tensor:
         return torch.from_numpy(ids).to(self.device)
