@@ -213,3 +213,10 @@ def test_a_wrong_address_is_said_in_a_line(tmp_path: Path, address: str, message
     assert code == 2
     assert printed.startswith(f"--address {address}: {message}")
     assert printed.count("\n") == 1
+
+
+def test_two_nodes_train_a_trial_together(cluster: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    code, printed = ended(sweep(space(tmp_path, 2, "8K", "{workers: 2}"), run, cluster.address))
+    assert code == 0, printed
+    assert assert_whole(run, trials=2).header.concurrency == 1
