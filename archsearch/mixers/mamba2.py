@@ -84,7 +84,7 @@ class Mamba2Mixer(Mixer):
             return self._whole(kernel, projected)
         z, conv_in, dt = self._split(projected)
         conv_out = masked(self.conv(masked(conv_in, call)), call)
-        return self._finish(self._scan(conv_out, dt)[0], z, call)
+        return self._finish(self._scan(conv_out, dt, wants_state=False)[0], z, call)
 
     def prefill(self, x_bld: Tensor, call: Call | None = None) -> tuple[Tensor, Mamba2State]:
         z, conv_in, dt = self._split(self._projected(x_bld))
@@ -107,8 +107,8 @@ class Mamba2Mixer(Mixer):
             y_bhp = y_bhp.to(x.dtype) + self.D.to(x.dtype)[:, None] * x
         return self._finish(y_bhp.flatten(-2), z_bi, call), Mamba2State(conv_state, ssm)
 
-    def _scan(self, conv_blc: Tensor, dt_blh: Tensor) -> tuple[Tensor, Tensor]:
-        """Convolved x, B, C -> the scan's output with the skip D x, and the last state."""
+    def _scan(self, conv_blc: Tensor, dt_blh: Tensor, wants_state: bool = True) -> tuple[Tensor, Tensor]:
+        """Convolved x, B, C -> the scan's output with the skip D x, and the last state if it is wanted."""
         # Under autocast the native convolution returns float32, and dt still has the projection's dtype.
         kernel = self.scan_kernel.of(dt_blh)
         x, B, C = self._heads(conv_blc if kernel is None else conv_blc.to(dt_blh.dtype))
@@ -118,9 +118,8 @@ class Mamba2Mixer(Mixer):
         wide = torch.promote_types(x.dtype, torch.float32)
         # Autocast would take the scan's matmuls, which sum over the context, in half precision.
         with torch.autocast(x.device.type, enabled=False):
-            y, state = ssd_chunked(
-                x.to(wide), self._dt(dt_blh), self._A(), B.to(wide), C.to(wide), self.D.to(wide)
-            )
+            given = (x.to(wide), self._dt(dt_blh), self._A(), B.to(wide), C.to(wide), self.D.to(wide))
+            y, state = ssd_chunked(*given, wants_state=wants_state)
         return y.flatten(-2).to(x.dtype), state
 
     def _finish(self, y_bli: Tensor, z_bli: Tensor, call: Call | None) -> Tensor:

@@ -64,10 +64,12 @@ def ssd_chunked(
     D_h: Tensor | None = None,
     *,
     chunk: int = CHUNK,
+    wants_state: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """The same function by matmuls: quadratic within chunks, a recurrence between them. With D_h, y + D x.
 
-    Any length; a sequence that fits one chunk has no recurrence. Differentiable once.
+    The last state is empty where it is not wanted, and then costs nothing. Any length; a sequence that fits
+    one chunk has no recurrence. Differentiable once.
     """
     length = x_blhp.shape[1]
     q = min(chunk, length)
@@ -75,7 +77,7 @@ def ssd_chunked(
         # dt = 0 there: the state neither decays nor grows.
         x_blhp, B_blgn, C_blgn = (F.pad(t, (0, 0, 0, 0, 0, pad)) for t in (x_blhp, B_blgn, C_blgn))
         dt_blh = F.pad(dt_blh, (0, 0, 0, pad))
-    y_blhp, last_bhpn = _ChunkedScan.apply(x_blhp, dt_blh, A_h, B_blgn, C_blgn, D_h, q)
+    y_blhp, last_bhpn = _ChunkedScan.apply(x_blhp, dt_blh, A_h, B_blgn, C_blgn, D_h, q, wants_state)
     return y_blhp[:, :length], last_bhpn
 
 
@@ -104,6 +106,7 @@ class _ChunkedScan(torch.autograd.Function):
         C_blgn: Tensor,
         D_h: Tensor | None,
         q: int,
+        wants_state: bool,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         y_blhp = torch.empty_like(x_blhp, memory_format=torch.contiguous_format)
@@ -113,14 +116,16 @@ class _ChunkedScan(torch.autograd.Function):
         x, dt, y, z = (_by_chunk(t, q, groups) for t in (x_blhp, dt_blh, y_blhp, z_blhp))
         B, C = (_by_chunk(t, q, groups).squeeze(4) for t in (B_blgn, C_blgn))
         A_gr, D_gr = A_h.view(groups, -1), None if D_h is None else D_h.view(groups, -1)
-        states = x.new_empty(*x.shape[:2], groups, n, *x.shape[4:])  # after each chunk
+        count = x.shape[1] if wants_state else x.shape[1] - 1
+        states = x.new_empty(len(x), count, groups, n, *x.shape[4:])  # after each chunk, of `count`
         for rows, span in blocks(x):
             at = rows, span
             chunk = _Chunks.of(dt[at], A_gr, B[at], C[at])
             scores = chunk.scores()
             mixed = _by_token(chunk.decay().mul_(scores) @ _by_head(x[at], dt[at]))
-            added = chunk.B.mT @ _by_row(x[at], dt[at] * chunk.to_end)
-            _pass_states(states[rows], added.view_as(states[at]), chunk.over, span)
+            if m := min(span.stop, count) - span.start:
+                added = chunk.B[:, :m].mT @ _by_row(x[at][:, :m], (dt[at] * chunk.to_end)[:, :m])
+                _pass_states(states[rows], added, chunk.over, slice(span.start, span.start + m))
             first, before = _states_before(states[rows], span)
             z[at][:, :first].copy_(mixed[:, :first])
             if before is not None:
@@ -131,6 +136,8 @@ class _ChunkedScan(torch.autograd.Function):
             x_blhp, dt_blh, A_h, B_blgn, C_blgn, D_h, None if z_blhp is y_blhp else z_blhp, states
         )
         ctx.q = q
+        if not wants_state:
+            return y_blhp, states.new_empty(0)
         # A copy: a view would keep the states of all chunks alive.
         last_bhpn = states[:, -1].permute(0, 1, 3, 4, 2).flatten(1, 2)
         return y_blhp, last_bhpn.clone(memory_format=torch.contiguous_format)
@@ -165,16 +172,19 @@ class _ChunkedScan(torch.autograd.Function):
                 later = None if dlast_bhpn is None else _state(dlast_bhpn[rows], groups)
             if chunks > 1 or later is not None:
                 dy_row = _by_row(dy[at], chunk.since)
-                read = (chunk.C.mT @ dy_row).view_as(states[at])
+                read = (chunk.C.mT @ dy_row).unflatten(-1, x.shape[4:])
+                m = read.shape[1] - (later is None)  # chunks whose last state somebody reads
                 dafter, later = _pass_gradients(later, read, chunk.over)
-                to_end = chunk.to_end
-                dB_block += _by_row(x[at], dt[at] * to_end) @ dafter.flatten(4).mT
-                passed = _from_row(chunk.B @ dafter.flatten(4), x)
-                du = torch.addcmul(du, passed, to_end[..., None])
+                dafter, to_end, within = dafter[:, :m], chunk.to_end[:, :m], du
+                dB_block[:, :m] += _by_row(x[at][:, :m], dt[at][:, :m] * to_end) @ dafter.flatten(4).mT
+                passed = _from_row(chunk.B[:, :m] @ dafter.flatten(4), x)
+                du = torch.empty_like(within, memory_format=torch.contiguous_format)
+                torch.addcmul(within[:, :m], passed, to_end[..., None], out=du[:, :m])
+                du[:, m:].copy_(within[:, m:])
                 first, before = _states_before(states[rows], span)
                 if before is not None:
                     dC_block[:, first:] += dy_row[:, first:] @ before.flatten(4).mT
-                da_end = (dafter * states[at]).sum((3, 5))
+                da_end = (dafter * states[rows, span.start : span.start + m]).sum((3, 5))
             dB[at], dC[at] = dB_block.transpose(2, 3), dC_block.transpose(2, 3)
 
             torch.mul(du, dt[at][..., None], out=dx[at])
@@ -186,14 +196,14 @@ class _ChunkedScan(torch.autograd.Function):
             ux, da = (du * x[at]).sum(-1), (dy[at] * z[at]).sum(-1)
             da.addcmul_(ux, dt[at], value=-1)
             if da_end is not None:
-                da[:, :, -1] += da_end
+                da[:, : da_end.shape[1], -1] += da_end
             da = da.flip(2).cumsum(2).flip(2)  # a step size enters every later sum of its chunk
             torch.addcmul(ux, da, A_gr, out=ddt[at])
             ddt[at].addcmul_(yx, _own_score(scores))
             dA_gr += (da * dt[at]).sum((0, 1, 2))
         dD_h = None if D_gr is None else dD_gr.flatten()
         ddt_blh, dA_h = (None, None) if z is None else (found[1], dA_gr.flatten())
-        return found[0], ddt_blh, dA_h, found[2], found[3], dD_h, None
+        return found[0], ddt_blh, dA_h, found[2], found[3], dD_h, None, None
 
 
 class _Chunks(NamedTuple):
@@ -298,7 +308,9 @@ def _states_before(states: Tensor, span: slice) -> tuple[int, Tensor | None]:
 def _pass_states(states: Tensor, added: Tensor, over: Tensor, span: slice) -> None:
     """Fill in a span's states, (b, c, g, n, r, p): S_c = over_c * S_{c-1} + added_c."""
     before = states[:, span.start - 1] if span.start else None
-    steps = added.unbind(1), over[:, :, :, None, :, None].unbind(1), states[:, span].unbind(1)
+    filled = states[:, span]
+    weights = over[:, : filled.shape[1], :, None, :, None]
+    steps = added.view_as(filled).unbind(1), weights.unbind(1), filled.unbind(1)
     for added_c, over_c, state in zip(*steps, strict=True):
         if before is None:
             state.copy_(added_c)
