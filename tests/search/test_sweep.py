@@ -9,6 +9,7 @@ import pytest
 
 from archsearch.experiment.spec import load_experiment
 from archsearch.search.driver import SweepResult, run_sweep
+from archsearch.search.retries import BACKOFF_SECONDS
 from archsearch.search.space import SearchSpace, load_space, read_space
 from archsearch.search.sweep import PATIENCE, Sweep
 from archsearch.spec.entries import layer_kinds
@@ -86,6 +87,25 @@ def test_a_trial_that_was_running_is_the_next_one(tmp_path: Path) -> None:
     assert again.known["0000"].candidate == sweep.known["0000"].candidate
     assert again.begun == 2
     again.close()
+
+
+def test_a_trial_whose_worker_is_lost_has_so_many_retries_over_all_sessions(tmp_path: Path) -> None:
+    space = read_space(SPACES / "tiny.yaml")
+    pauses = []
+    for _ in range(len(BACKOFF_SECONDS) + 1):
+        sweep = Sweep(space, tmp_path / "run")
+        trial = sweep.next()
+        assert trial == "0000"
+        pauses.append(sweep.lose(trial, "killed"))
+        sweep.close()
+    assert pauses == [*BACKOFF_SECONDS, None]
+    study = Study.read(tmp_path / "run")
+    assert study.trials["0000"].state == "failed"
+    assert study.trials["0000"].cause == {"kind": "worker died", "message": "4 times; at last: killed"}
+    assert study.trials["0000"].retries == len(BACKOFF_SECONDS)
+    notes = [note["message"] for note in study.notes]
+    said = "trial 0000: its worker was lost (killed); retry 1 of 3 in 1 s, from its last checkpoint"
+    assert (notes[0], len(notes)) == (said, 3)
 
 
 def test_a_trial_keeps_its_experiment_and_its_drawing(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """A trial's work: to a rung and on from there, over several seeds, and the same to the last bit."""
 
+import errno
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -7,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from archsearch.experiment.spec import load_experiment
-from archsearch.search.work import Outcome, TrialWork
+from archsearch.search.work import Outcome, TrialWork, unwritable
 from archsearch.spec import to_yaml
 
 SPACES = Path(__file__).parent / "spaces"
@@ -48,6 +51,41 @@ def test_a_trial_by_rungs_ends_as_one_that_ran_through(folder: Path, tmp_path: P
     weights, others = (load_file(run / "weights.safetensors") for run in (folder, other))
     assert all(torch.equal(weights[name], others[name]) for name in others)
     assert not (folder / "checkpoint.pt").exists()
+
+
+def test_a_full_disk_is_no_failure_of_the_trial(folder: Path, tmp_path: Path) -> None:
+    """The system refuses to write beyond a size; the same trial goes on once it no longer does."""
+    stop = tmp_path / "stop"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        outcome = finish(TrialWork(folder, stop))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert outcome["state"] == "blocked"
+    assert outcome["message"] == f"{folder}: cannot be written: File too large"
+    assert not (folder / "error.txt").exists()
+    assert finish(TrialWork(folder, stop))["state"] == "complete"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/a/b"), "/a/b: cannot be written: No space left"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "/run/0: cannot be written"),
+        (PermissionError(errno.EACCES, "Permission denied", "/run/0/x"), "/run/0/x: cannot be written"),
+        (PermissionError(errno.EACCES, "Permission denied", "/data/x"), None),
+        (ValueError("no number"), None),
+    ],
+)
+def test_what_cannot_be_written_is_told_from_other_errors(error: Exception, said: str | None) -> None:
+    found = unwritable(error, Path("/run/0"))
+    assert found is None if said is None else found is not None and found.startswith(said)
+    later = RuntimeError("unexpected pos 64 vs 0")
+    later.__context__ = error
+    assert unwritable(later, Path("/run/0")) == found
 
 
 def test_several_seeds_are_means_with_their_spread(folder: Path, tmp_path: Path) -> None:
