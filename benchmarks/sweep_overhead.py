@@ -1,15 +1,17 @@
 """What the driver costs: a sweep of trials that do almost nothing, timed as a whole.
 
-Each trial takes one optimiser step on a one-layer model and is scored on a handful of tokens. Its own work is
-the time it reports: training and scoring. Everything else of the sweep's wall-clock time counts as overhead:
-starting and stopping Ray, importing torch in the workers, building models and data, proposing, recording, and
-drawing the dashboard, on a terminal of 120 x 40 cells that nobody reads.
+Each trial takes one optimiser step on a one-layer model (or `--steps` of them, a point of its curve each) and
+is scored on a handful of tokens. Its own work is the time it reports: training and scoring. Everything else of
+the sweep's wall-clock time counts as overhead: starting and stopping Ray, importing torch in the workers,
+building models and data, proposing, recording, and drawing the dashboard, on a terminal of 120 x 40 cells that
+nobody reads.
 
 CPU time is that of the driver and all of its threads; on a machine that is shared it tells more than the
 clock. The driver's memory is read twice a second; its growth is the slope of a least-squares line through
 what was read after the first quarter of the trials.
 
     python benchmarks/sweep_overhead.py [--trials 200] [--concurrent 2] [--shown dashboard|plain|nothing]
+    python benchmarks/sweep_overhead.py --trials 2000 --steps 100    # memory, with curves as real trials have
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ arch:
   d_model: 16
   layers: [{{mlp: {{hidden: {{$choice: [16, 32]}}}}}}]
 data: {{mixture: {{reference: 0.5, mqar: 0.5}}}}
-training: {{tokens: 256, context: 32, tokens_per_step: 256, lr: {{$log: [0.001, 0.01]}}}}
+training: {{tokens: {tokens}, context: 32, tokens_per_step: 256, lr: {{$log: [0.001, 0.01]}}}}
 evaluation: {{tokens: 256, examples: 8}}
 search: {{trials: {trials}}}
 resources: {{concurrent: {concurrent}}}
@@ -84,12 +86,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--concurrent", type=int, default=2)
     parser.add_argument("--shown", choices=("dashboard", "plain", "nothing"), default="dashboard")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         space, run = Path(folder) / "space.yaml", Path(folder) / "run"
-        space.write_text(SPACE.format(trials=options.trials, concurrent=options.concurrent))
+        filled = {"trials": options.trials, "tokens": 256 * options.steps, "concurrent": options.concurrent}
+        space.write_text(SPACE.format(**filled))
         began = time.perf_counter()
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             used = pool.submit(sweep, space, run, options.shown).result()
