@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -40,17 +42,23 @@ def sweep(
         return
     folder = out or Path("results") / loaded.name
 
-    from archsearch.search.driver import run_sweep
+    from archsearch.search.driver import Reporter, run_sweep
     from archsearch.study import Study
     from archsearch.ui.live import open_reporter
+    from archsearch.ui.tracking import check_trackers, tracking
+
+    check_trackers(loaded.search.log)
+
+    @contextmanager
+    def reporting(run: Path) -> Iterator[Reporter]:
+        with (
+            tracking(run, loaded.search.log),
+            open_reporter(Study.read(run), plain=no_dashboard or None) as found,
+        ):
+            yield found
 
     result = run_sweep(
-        loaded,
-        folder,
-        trials=trials,
-        open_reporter=lambda run: open_reporter(Study.read(run), plain=no_dashboard or None),
-        address=address,
-        storage=storage,
+        loaded, folder, trials=trials, open_reporter=reporting, address=address, storage=storage
     )
     if result.exit_code != 130:
         from archsearch.ui.report import write_report
@@ -73,10 +81,16 @@ def report(
     run: Run,
     out: Annotated[Path | None, typer.Option(help="Where to write; default: the run.")] = None,
     tensorboard: Annotated[bool, typer.Option(help="Also TensorBoard's event files, a trial each.")] = False,
+    track: Annotated[
+        list[str] | None, typer.Option(help="Also log new trials to: wandb, mlflow. Repeatable.")
+    ] = None,
 ) -> None:
     """Write the front as PNG, HTML, CSV and Parquet."""
     from archsearch.ui.report import write_report
+    from archsearch.ui.tracking import check_trackers
+    from archsearch.ui.tracking import track as log_trials
 
+    check_trackers(track or [])
     write_report(run, out)
     print(f"wrote {(out or run) / 'report.html'}, front.png, trials.csv and trials.parquet")
     if tensorboard:
@@ -87,3 +101,5 @@ def report(
         study.read_curves()
         trials = write_tensorboard(study, (out or run) / FOLDER)
         print(f"wrote {trials} trials: tensorboard --logdir {(out or run) / FOLDER}")
+    for name, trials in log_trials(run, track or []).items():
+        print(f"logged {trials} new trials to {name}")

@@ -115,7 +115,7 @@ class SearchSpec(Spec):
     every trial to its end; halving stops those that are behind (`HalvingSpec`); auto is none. seeds:
     trainings of each trial, with seeds that follow each other; its values are their means. storage: an Optuna
     storage that the study is repeated in: auto is optuna.db in the run's folder, none is none, anything else
-    is SQLAlchemy's URL of a database.
+    is SQLAlchemy's URL of a database. log: trackers that trials are logged to when they end.
     """
 
     trials: int = Field(default=24, ge=1, le=MAX_TRIALS)
@@ -126,6 +126,7 @@ class SearchSpec(Spec):
     scheduler: Scheduler = "auto"
     seeds: int = Field(default=1, ge=1, le=100)
     storage: Annotated[str, AfterValidator(_known_storage)] = OWN_STORAGE
+    log: list[Literal["wandb", "mlflow"]] = Field(default_factory=list)
 
     @property
     def halving(self) -> HalvingSpec | None:

@@ -196,7 +196,7 @@ class SearchSpace:
         value = {key: self.source.value[key] for key in SECTIONS if key in self.source.value}
         settings = self.settings.model_dump(mode="json")
         del settings["name"], settings["resources"], settings["search"]["trials"]
-        del settings["search"]["storage"]
+        del settings["search"]["storage"], settings["search"]["log"]
         return value | settings
 
     def refuse(self, path: tuple[str | int, ...], message: str) -> SpecError:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import hashlib
 import logging
 import threading
 import warnings
@@ -28,7 +27,7 @@ from archsearch.search.layout import drawn_text
 from archsearch.search.settings import NO_STORAGE, OWN_STORAGE
 from archsearch.search.space import START, SearchSpace
 from archsearch.study import StudyError, StudyLog
-from archsearch.study.follow import LineFollower, strict_objects
+from archsearch.study.follow import LineFollower, line_id, strict_objects
 from archsearch.study.schema import RECORD
 
 if TYPE_CHECKING:
@@ -142,7 +141,7 @@ class StorageMirror:
         if not lines:
             return 0
         if self._study is None:
-            self._study = _open_study(self.space, self._url, _run_id(lines[0][1]))
+            self._study = _open_study(self.space, self._url, line_id(lines[0][1]))
             self._written = {
                 trial.user_attrs["trial"]
                 for trial in self._study.get_trials(deepcopy=False)
@@ -295,11 +294,6 @@ def _open_study(space: SearchSpace, url: str, run_id: str) -> optuna.Study:
             study.set_metric_names(list(objectives))
             study.set_user_attr("space_hash", space.hash)
     return study
-
-
-def _run_id(first_line: bytes) -> str:
-    """Tells runs apart: the record's first line, its time included, never changes."""
-    return hashlib.sha256(first_line).hexdigest()[:8]
 
 
 def _without_password(url: str) -> str:

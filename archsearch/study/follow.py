@@ -1,5 +1,6 @@
 """Reading a growing file of JSON lines, whole lines only."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -7,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from archsearch.study.schema import StudyError
+from archsearch.study.schema import RECORD, StudyError
 
 
 @dataclass
@@ -71,3 +72,14 @@ def lenient_objects(lines: list[tuple[int, bytes]]) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(value, dict):
             yield value
+
+
+def line_id(first_line: bytes) -> str:
+    """Tells runs apart: the record's first line, its time included, never changes."""
+    return hashlib.sha256(first_line).hexdigest()[:8]
+
+
+def record_id(run_dir: Path) -> str:
+    """`line_id` of a run's record."""
+    with (run_dir / RECORD).open("rb") as file:
+        return line_id(file.readline().rstrip(b"\n"))
