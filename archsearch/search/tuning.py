@@ -207,13 +207,14 @@ class _Returns(Callback):
         text = _error_text(trial, trial.get_error())
         cause = read_verdict(Path(trial.config.get("verdicts") or folder))
         if cause is None and _LOW_MEMORY in text:
-            cause = {"kind": "out of memory", "message": one_line(text)}
+            message = "its node ran low on memory, and Ray killed the worker"
+            cause = {"kind": "out of memory", "message": message}
         if cause is None:
             outcome: dict[str, Any] = {"state": "lost", "message": _why_lost(text)}
         else:
             outcome = {"state": "failed", "cause": cause, "seconds": None}
         with contextlib.suppress(OSError):
-            (folder / ERROR).write_text(f"{text if cause is None else cause['message']}\n")
+            (folder / ERROR).write_text(f"{text}\n")
         self.bridge.take_back(trial.trial_id, outcome)
 
 
