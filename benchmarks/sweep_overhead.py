@@ -1,10 +1,10 @@
 """What the driver costs: a sweep of trials that do almost nothing, timed as a whole.
 
 Each trial takes one optimiser step on a one-layer model (or `--steps` of them, a point of its curve each) and
-is scored on a handful of tokens. Its own work is the time it reports: training and scoring. Everything else of
+is scored on a handful of tokens. Its own work is the time it reports: training and scoring. All the rest of
 the sweep's wall-clock time counts as overhead: starting and stopping Ray, importing torch in the workers,
-building models and data, proposing, recording, and drawing the dashboard, on a terminal of 120 x 40 cells that
-nobody reads.
+building models and data, proposing, recording, and drawing the dashboard, on a terminal of 120 x 40 cells
+that nobody reads.
 
 CPU time is that of the driver and all of its threads; on a machine that is shared it tells more than the
 clock. The driver's memory is read twice a second; its growth is the slope of a least-squares line through
