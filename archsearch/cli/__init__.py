@@ -68,6 +68,7 @@ def _leave_interrupted() -> NoReturn:
 
 def _explain(error: Exception) -> int:
     """Say what went wrong in one line on stderr; the exit code that it deserves."""
+    from archsearch.search.retries import SessionLost
     from archsearch.spec.errors import SpecError
     from archsearch.study import StudyError
     from archsearch.study.log import StudyWriteError
@@ -80,6 +81,9 @@ def _explain(error: Exception) -> int:
     if isinstance(error, StudyWriteError):
         print(text, file=sys.stderr)
         return WRONG_INPUT if error.is_denied else FAILED
+    if isinstance(error, SessionLost):
+        print(text, file=sys.stderr)
+        return FAILED
     if isinstance(error, TrainingFailed):
         print(f"training failed: {text}", file=sys.stderr)
         return FAILED

@@ -6,7 +6,6 @@ Tune keeps actors busy and tells us when they die; what is tried, what counts an
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -111,8 +110,7 @@ def _work(sweep: Sweep, place: Place, signals: Interrupts) -> None:
     except StoreLost as error:
         sweep.log.note("error", str(error))
         sweep.log.session(state)
-        print(f"{error}; the same command continues {sweep.out}", file=sys.stderr, flush=True)
-        signals.leave_at_once(FAILED)
+        signals.leave_at_once(FAILED, f"{error}; the same command continues {sweep.out}")
     finally:
         with suppress(StudyWriteError):
             sweep.log.session(state)

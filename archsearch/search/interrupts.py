@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,10 +39,13 @@ class Interrupts:
             for number in _NUMBERS:
                 signal.signal(number, self._handle)
 
-    def leave_at_once(self, code: int) -> None:
-        """End the process. Workers end with the run's lock, Ray's daemons with this process."""
+    def leave_at_once(self, code: int, message: str = "") -> None:
+        """End the process, with a line on stderr. Workers end with the run's lock, Ray's daemons with this
+        process."""
         if self.reporter is not None:
             self.reporter.close()
+        if message:
+            print(message, file=sys.stderr, flush=True)
         clear_up(self.run)
         os._exit(code)
 
