@@ -165,8 +165,8 @@ class Resources(Spec):
                 refuse(where, f"expected a share of one or a whole number, found {amount:g}")
             if 0 < amount < LEAST_SHARE:
                 refuse(where, f"expected at least {LEAST_SHARE:g}, found {amount:g}")
-        if self.workers is not None and self.gpu > 1:
-            refuse(("gpu",), f"expected the GPU of one of the {self.workers} workers, found {self.gpu:g}")
+        if (self.workers or 1) > 1 and self.gpu not in (0, 1):
+            refuse(("gpu",), f"expected 0 or 1, for each of the {self.workers} workers, found {self.gpu:g}")
         return self
 
     @property

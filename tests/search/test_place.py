@@ -35,6 +35,10 @@ def space(tmp_path: Path, resources: str) -> SearchSpace:
         ("{gpu: 0.5, concurrent: 3}", 3),
         ("{gpu: 0.5, concurrent: 30}", 4),
         ("{cpu: 3, concurrent: 30}", 30),
+        ("{workers: 2}", 6),
+        ("{workers: 24}", 1),
+        ("{gpu: 2}", 1),
+        ("{workers: 2, gpu: 1}", 1),
     ],
 )
 def test_trials_at_once_fit_cores_and_gpus(
@@ -49,6 +53,9 @@ def test_what_this_machine_does_not_have_is_refused(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(place, "gpu_count", lambda: 0)
     with pytest.raises(SpecError, match=r":15:13: resources.gpu: 0.5 GPUs a trial; this machine has none"):
         place.this_machine(space(tmp_path, "{gpu: 0.5}"))
+    monkeypatch.setattr(place, "gpu_count", lambda: 3)
+    with pytest.raises(SpecError, match=r"resources.gpu: 4 GPUs a trial; this machine has 3"):
+        place.this_machine(space(tmp_path, "{workers: 4, gpu: 1}"))
     with pytest.raises(SpecError, match=r"resources.custom.tpu: this machine alone has no custom resources"):
         place.this_machine(space(tmp_path, "{custom: {tpu: 1}}"))
 
@@ -74,6 +81,8 @@ def test_gpus_hidden_from_the_process_do_not_count(
         ({"custom": {"big": 0}}, "must be"),
         ({"custom": {"big": 1.5}}, "a share of one or a whole number"),
         ({"cpu": 0.5}, "cpu"),
+        ({"workers": 2, "gpu": 2}, "expected 0 or 1, for each of the 2 workers, found 2"),
+        ({"workers": 2, "gpu": 0.5}, "expected 0 or 1, for each of the 2 workers, found 0.5"),
     ],
 )
 def test_amounts_that_no_node_can_give_are_refused(value: dict[str, Any], message: str) -> None:
@@ -85,8 +94,11 @@ def test_a_trial_asks_ray_for_its_share() -> None:
     assert Resources().bundle == {"CPU": 1.0}
     assert Resources().device == "cpu"
     asked = validate(Resources, {"cpu": 2, "gpu": 0.25, "custom": {"fast": 0.5}})
-    assert asked.bundle == {"CPU": 2.0, "GPU": 0.25, "fast": 0.5}
+    assert asked.bundle == asked.seat == {"CPU": 2.0, "GPU": 0.25, "fast": 0.5}
     assert asked.device == "cuda"
+    several = Resources(gpu=3)
+    assert (several.processes, several.bundle) == (3, {"CPU": 1.0, "GPU": 1.0})
+    assert "GPU" not in several.seat
 
 
 @pytest.mark.slow
