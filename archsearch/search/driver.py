@@ -10,11 +10,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from archsearch.search.cluster import on_cluster
-from archsearch.search.daemons import StoreLost
+from archsearch.search.daemons import store_watched
 from archsearch.search.interrupts import INTERRUPTED, Interrupts, interrupts
 from archsearch.search.place import Place, this_machine
 from archsearch.search.retries import BACKOFF_SECONDS, SessionLost
@@ -107,10 +108,6 @@ def _work(sweep: Sweep, place: Place, signals: Interrupts) -> None:
         sweep.note_exhaustion()
         if not sweep.has_work and "running" not in sweep.counts():
             state = "finished"
-    except StoreLost as error:
-        sweep.log.note("error", str(error))
-        sweep.log.session(state)
-        signals.leave_at_once(FAILED, f"{error}; the same command continues {sweep.out}")
     finally:
         with suppress(StudyWriteError):
             sweep.log.session(state)
@@ -122,14 +119,12 @@ def _train(sweep: Sweep, place: Place, signals: Interrupts) -> None:
     while True:
         ended = sweep.ended
         try:
-            with _session(place, sweep.out) as folder:
+            with _session(place, sweep.out) as folder, store_watched(partial(_give_up, sweep, signals)):
                 signals.install()
                 from archsearch.search.tuning import tune_trials
 
                 tune_trials(sweep, place, folder, signals.reporter, signals.stop)
             return
-        except StoreLost:
-            raise
         except SessionLost as error:
             if sweep.ended > ended:
                 pauses = iter(BACKOFF_SECONDS)
@@ -140,6 +135,14 @@ def _train(sweep: Sweep, place: Place, signals: Interrupts) -> None:
             sweep.log.note("warning", f"{error}; starting another in {pause:.0f} s")
             if signals.stop.wait(pause):
                 return
+
+
+def _give_up(sweep: Sweep, signals: Interrupts, how: str) -> None:
+    """End the process where Ray is about to."""
+    with suppress(StudyWriteError):
+        sweep.log.note("error", how)
+        sweep.log.session("interrupted")
+    signals.leave_at_once(FAILED, f"{how}; the same command continues {sweep.out}")
 
 
 @contextmanager

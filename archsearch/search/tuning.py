@@ -15,7 +15,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from archsearch.search.daemons import check_daemons
+from archsearch.search.daemons import check_scheduler
 from archsearch.search.guard import read_verdict
 from archsearch.search.place import Place
 from archsearch.search.retries import SessionLost, WaitingTrials
@@ -164,7 +164,7 @@ class _Bridge:
     def look(self) -> None:
         """What has to happen often: see that Ray lives, pass a stop on to the workers, keep the display
         alive."""
-        check_daemons()
+        check_scheduler()
         if self.ending and not self.stop_file.exists():
             self.stop_file.touch()
         if self.reporter is not None:
@@ -200,9 +200,12 @@ class _Returns(Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self.bridge.take_back(trial.trial_id, json.loads(trial.last_result["outcome"]))
+        # Tune keeps its trials to the end, and statistics of every number that each of them reported.
+        trial.metric_analysis.clear()
+        trial.metric_n_steps.clear()
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        check_daemons()  # the worker is not to blame for what took its session with it
+        check_scheduler()  # the worker is not to blame for what took its session with it
         folder = Path(trial.config["folder"])
         text = _error_text(trial, trial.get_error())
         cause = read_verdict(Path(trial.config.get("verdicts") or folder))
