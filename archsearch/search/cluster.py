@@ -27,15 +27,13 @@ from archsearch.search.space import SearchSpace
 from archsearch.search.work import one_line
 
 CLIENT = "ray://"
+_MANY = 1 << 30
 _CONNECT_SECONDS = 10.0
 _ANSWER_SECONDS = 120.0
 _MOST_TEXT = 200 << 20
 """Bytes of text that are sent along; Ray refuses packages of more than 512 MiB."""
 
-_WORKERS_ENVIRONMENT = (
-    "RAY_CHDIR_TO_TRIAL_DIR",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",
-)
+_WORKERS_ENVIRONMENT = ("RAY_CHDIR_TO_TRIAL_DIR", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO")
 
 
 def on_cluster(space: SearchSpace, out: Path, address: str, storage: str | None) -> Place:
@@ -45,22 +43,22 @@ def on_cluster(space: SearchSpace, out: Path, address: str, storage: str | None)
     ValueError for a cluster that cannot be joined or a storage that a node does not reach, SpecError where no
     node has what a trial asks for, or does not see a text.
     """
-    shared = storage or str(out.absolute())
+    shared = homes.absolute(storage or str(out))
     homes.open_filesystem(shared)
     _check_address(address)
     texts = _Texts(space)
     resources = space.settings.resources
-    at_once = resources.concurrent
     try:
         with _joined(address, texts, resources.cpu):
             fits = _fitting(space)
             _check_reach(space, fits, shared, texts, address)
-    except (OSError, RuntimeError, ImportError) as error:
+    except ValueError:
+        raise
+    except Exception as error:
         raise ValueError(f"--address {address}: {_why(error)}") from None
-    concurrency = min(at_once or MANY, sum(fits.values()) // resources.processes)
-    away = Away(
-        homes.joined(shared, "trials"), StopKey(f"archsearch-stop-{uuid.uuid4().hex}"), at_run=storage is None
-    )
+    concurrency = min(resources.concurrent or _MANY, sum(fits.values()) // resources.processes)
+    stop = StopKey(f"archsearch-stop-{uuid.uuid4().hex}")
+    away = Away(homes.joined(shared, "trials"), stop, at_run=storage is None)
 
     @contextlib.contextmanager
     def session(run: Path) -> Iterator[Path]:
@@ -71,14 +69,11 @@ def on_cluster(space: SearchSpace, out: Path, address: str, storage: str | None)
                 try:
                     yield folder
                 finally:
-                    away.stop.forget()
+                    stop.forget()
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
     return Place(concurrency, session, away)
-
-
-MANY = 1 << 30
 
 
 @contextlib.contextmanager
@@ -161,7 +156,7 @@ def _client_folder() -> Iterator[None]:
 
 
 def _fitting(space: SearchSpace) -> dict[str, int]:
-    """How many trials fit each node, by its id. Raises SpecError where none fits anywhere."""
+    """How many of a trial's processes fit each node, by its id. Raises SpecError where none fits."""
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -184,15 +179,13 @@ def _fitting(space: SearchSpace) -> dict[str, int]:
 
 def _times(bundle: Mapping[str, float], has: Mapping[str, float]) -> int:
     """How often a bundle fits what a node has; each trial's share of a GPU is one GPU's."""
-    found = MANY
+    found = _MANY
     for name, amount in bundle.items():
         there = has.get(name, 0)
-        fit = (
-            int(there) * int(1 / amount + 1e-9)
-            if name == "GPU" and amount < 1
-            else int(there / amount + 1e-9)
-        )
-        found = min(found, fit)
+        if name == "GPU":
+            found = min(found, int(there) * int(1 / amount + 1e-9))
+        else:
+            found = min(found, int(there / amount + 1e-9))
     return found
 
 

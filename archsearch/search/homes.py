@@ -41,6 +41,11 @@ def open_filesystem(uri: str) -> tuple[FileSystem, str]:
     return PyFileSystem(FSSpecHandler(other)), path
 
 
+def absolute(uri: str) -> str:
+    """`uri`, a relative path made absolute: other machines have other working directories."""
+    return uri if "://" in uri else str(Path(uri).expanduser().absolute())
+
+
 def joined(uri: str, *names: str) -> str:
     """`uri` with further path segments; what follows a `?` stays at the end."""
     place, mark, query = uri.partition("?")

@@ -79,6 +79,14 @@ def test_a_checkpoint_arrives_after_what_belongs_with_it(
     assert len(order) == 3
 
 
+def test_paths_are_those_of_every_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert homes.absolute("kept") == f"{tmp_path}/kept"
+    assert homes.absolute("s3://bucket/kept") == "s3://bucket/kept"
+    assert homes.local_path("s3://bucket/kept") is None
+    assert homes.joined("s3://bucket/kept?region=x", "trials", "0") == "s3://bucket/kept/trials/0?region=x"
+
+
 @pytest.mark.parametrize("uri", ["nowhere://x", "gdrive://x"])
 def test_storage_that_cannot_be_opened_is_said(uri: str) -> None:
     with pytest.raises(ValueError, match=f"^{uri}: cannot open this storage"):
