@@ -29,6 +29,8 @@ ENVIRONMENT = {
     "RAY_enable_metrics_collection": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # Tune would write out all of its trials over and over, for a restore that is never asked for.
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
     "TUNE_WARN_THRESHOLD_S": "3600",
 }
 
