@@ -30,8 +30,8 @@ from .counted import WORKED
 HERE = Path(__file__).parent
 PATIENCE_SECONDS = 180.0
 ORPHANS_SECONDS = 15.0
-LONGEST_PAUSE_SECONDS = 2.0
-EARLY_SECONDS = 10.0
+LONGEST_PAUSE_SECONDS = 1.5
+EARLY_SECONDS = 8.0
 """About as long as a sweep takes to start: kills at any time within it hit every stage of that."""
 
 TOLD = re.compile(r"\d\d:\d\d:\d\d  |\w+ after \d|interrupted; the same command continues ")
@@ -61,7 +61,7 @@ class Victim:
         that is finished."""
         driver = self._running()
         give_up = time.monotonic() + PATIENCE_SECONDS
-        wait = self.random.uniform(0, EARLY_SECONDS if self.random.random() < 0.3 else LONGEST_PAUSE_SECONDS)
+        wait = self.random.uniform(0, EARLY_SECONDS if self.random.random() < 0.25 else LONGEST_PAUSE_SECONDS)
         needs_worker = kill in ("worker", "hang") or wait <= LONGEST_PAUSE_SECONDS
         while not (self._locked(driver) and (not needs_worker or any(workers(self.run)))):
             assert time.monotonic() < give_up, f"{kill}: waited in vain"

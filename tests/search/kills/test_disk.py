@@ -26,7 +26,7 @@ def has_own_mounts() -> bool:
 @pytest.fixture
 def space(tmp_path: Path) -> Path:
     text = (HERE / "sequential.yaml").read_text()
-    (tmp_path / "space.yaml").write_text(text.replace("trials: 24", "trials: 8"))
+    (tmp_path / "space.yaml").write_text(text.replace("trials: 36", "trials: 8"))
     return tmp_path / "space.yaml"
 
 

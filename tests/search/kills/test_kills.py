@@ -49,10 +49,10 @@ def test_there_are_fifty() -> None:
 def test_one_trial_at_a_time_finds_what_an_undisturbed_sweep_finds(tmp_path: Path) -> None:
     undisturbed = Victim("sequential.yaml", tmp_path / "undisturbed", 0)
     undisturbed.finish()
-    undisturbed.assert_unharmed(trials=24)
+    undisturbed.assert_unharmed(trials=36)
     victim = killed("sequential.yaml", tmp_path / "killed", SEQUENTIAL, seed=1)
     assert victim.done == SEQUENTIAL
-    study = victim.assert_unharmed(trials=24)
+    study = victim.assert_unharmed(trials=36)
     assert results(victim.run) == results(undisturbed.run)
     front = [trial.id for trial in Study.read(undisturbed.run).front()]
     assert [trial.id for trial in study.front()] == front
@@ -63,7 +63,7 @@ def test_one_trial_at_a_time_finds_what_an_undisturbed_sweep_finds(tmp_path: Pat
 def test_two_trials_at_a_time(tmp_path: Path) -> None:
     victim = killed("pairs.yaml", tmp_path / "killed", PAIRS, seed=2)
     assert victim.done == PAIRS
-    victim.assert_unharmed(trials=40)
+    victim.assert_unharmed(trials=64)
 
 
 @pytest.mark.slow
