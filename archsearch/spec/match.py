@@ -29,6 +29,8 @@ D_MODEL = "d_model"
 _PROBES = (127, 53_760, 126_720, 6_720, 960)
 """Widths that tell what a width must be a multiple of: a prime, and numbers with many divisors."""
 _LARGEST = 1 << 24
+_LOOKED_UP = 128
+"""Widths that are tried one by one where the search finds none."""
 
 
 @dataclass(frozen=True)
@@ -180,13 +182,46 @@ class _Solver:
         return self._costs[steps]
 
     def solve(self) -> int:
+        try:
+            return self._search()
+        except ValidationError:
+            # Costs need not grow with a field that has an end, or that must divide another one.
+            if self.is_factor or self.match.kind is None:
+                raise
+            if (found := self._looked_up()) is None:
+                raise
+            return found
+
+    def _search(self) -> int:
         grain = self._grain()
         low, high = self._bracket(grain)
         low, high = self._narrow(low, high, grain)
-        near = min((low, high), key=lambda steps: abs(self._known(steps) - self.match.target))
-        if abs(self._known(near) - self.match.target) <= TOLERANCE * self.match.target:
+        near = min((low, high), key=self._distance)
+        if self._meets(near):
             return near
         self._refuse(f"the nearest are {self._at(low)} and {self._at(high)}")
+
+    def _looked_up(self) -> int | None:
+        """The best of the small widths, each tried; None where none meets the budget and the search for it
+        has said why. Raises where that could not even begin."""
+        possible = [steps for steps in range(1, _LOOKED_UP + 1) if self.cost(steps) is not None]
+        if not possible:
+            return None
+        near = min(possible, key=self._distance)
+        if self._meets(near):
+            return near
+        if any(self.cost(probe) is not None for probe in _PROBES):
+            return None
+        below = [steps for steps in possible if self._known(steps) <= self.match.target]
+        above = [steps for steps in possible if self._known(steps) > self.match.target]
+        nearest_two = [min(side, key=self._distance) for side in (below, above) if side]
+        self._refuse(f"the nearest are {' and '.join(map(self._at, nearest_two))}")
+
+    def _distance(self, steps: int) -> float:
+        return abs(self._known(steps) - self.match.target)
+
+    def _meets(self, steps: int) -> bool:
+        return self._distance(steps) <= TOLERANCE * self.match.target
 
     def _grain(self) -> int:
         """The number that every possible width is a multiple of."""
@@ -197,29 +232,39 @@ class _Solver:
         for factor in (2, 3, 5, 7, 11, 127):
             while probe % factor == 0 and self.cost(probe // factor) is not None:
                 probe //= factor
-        return probe
+        return probe if self.cost(probe + 1) is None else 1
 
     def _bracket(self, grain: int) -> tuple[int, int]:
         """Widths below and above the budget."""
-        low, high = grain, 2 * grain
+        low = grain
+        while self.cost(low) is None:  # a field may begin above 1
+            low *= 2
+        high = 2 * low
         if self._known(low) > self.match.target:
-            if self._known(low) <= self.match.target * (1 + TOLERANCE):
+            if self._meets(low):
                 return low, low
             if self.cost(high) == self.cost(low):
                 self._refuse_useless(low)
             self._refuse(f"the smallest is {self._at(low)}")
         while high <= _LARGEST and (cost := self.cost(high)) is not None and cost < self.match.target:
             gained = (cost - self._known(low)) / (high - low)
-            if gained <= 0:
-                self._refuse_useless(high)
-            # Costs grow at least in proportion, so the line through the last two reaches too far or just so.
-            reach = high + (self.match.target - cost) / gained
+            # Costs grow at least in proportion, so the line through the last two reaches too far or just so;
+            # where they stand still, they may grow again.
+            reach = high + (self.match.target - cost) / gained if gained > 0 else 2 * high
             low, high = high, grain * max(2 * high // grain, min(_LARGEST, math.ceil(reach)) // grain + 1)
             while high > 2 * low and self.cost(high) is None:
-                high = grain * (high // grain // 2)
+                high = max(2 * low, grain * (high // grain // 2))
+            if self.cost(high) is None:
+                high = self._possible(high, low, high + _LOOKED_UP * grain, grain) or high
         if high > _LARGEST or self.cost(high) is None:
-            self._refuse(f"the largest tried is {self._at(low)}")
+            self._refuse_beyond(low)
         return low, high
+
+    def _refuse_beyond(self, most: int) -> NoReturn:
+        found = {cost for steps, cost in self._costs.items() if cost is not None and steps <= most}
+        if len(found) == 1:
+            self._refuse_useless(most)
+        self._refuse(f"the largest tried is {self._at(most)}")
 
     def _narrow(self, low: int, high: int, grain: int) -> tuple[int, int]:
         """Neighbours below and above the budget."""
@@ -227,19 +272,23 @@ class _Solver:
         while high - low > grain:
             share = (self.match.target - self._known(low)) / (self._known(high) - self._known(low) or 1.0)
             guess = low + (high - low) // 2 if halve else low + round(share * (high - low))
-            middle = min(high - grain, max(low + grain, guess // grain * grain))
-            found = self.cost(middle)
-            while found is None and middle + grain < high:
-                middle += grain
-                found = self.cost(middle)
-            if found is None:
+            middle = self._possible(
+                min(high - grain, max(low + grain, guess // grain * grain)), low, high, grain
+            )
+            if middle is None:
                 return low, high
-            if found <= self.match.target:
+            if self._known(middle) <= self.match.target:
                 low = middle
             else:
                 high = middle
             halve = not halve
         return low, high
+
+    def _possible(self, near: int, low: int, high: int, grain: int) -> int | None:
+        """A width between the two that the layers can have, above `near` or else below it."""
+        above = range(near, min(high, near + _LOOKED_UP * grain), grain)
+        below = range(near - grain, max(low, near - _LOOKED_UP * grain), -grain)
+        return next((steps for steps in (*above, *below) if self.cost(steps) is not None), None)
 
     def _known(self, steps: int) -> float:
         cost = self.cost(steps)

@@ -9,6 +9,7 @@ Where runs go is what those tools' own settings say, such as WANDB_MODE or MLFLO
 from __future__ import annotations
 
 import importlib.util
+import logging
 import re
 import sys
 import threading
@@ -179,6 +180,8 @@ class MlflowTracker:
     def __init__(self, study: Study):
         from mlflow import MlflowClient
 
+        for chatty in ("mlflow", "alembic"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
         self.client: Any = MlflowClient()
         name = f"{study.header.name}-{record_id(study.run_dir)}"
         found = self.client.get_experiment_by_name(name)

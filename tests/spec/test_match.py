@@ -1,14 +1,15 @@
 """`match`: the width that it solves meets the budget, or the reason why none does."""
 
+import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from archsearch.spec import model_cost
-from archsearch.spec.match import freed, matched, parse_match
+from archsearch.spec.match import freed, matched, parse_match, widths
 from archsearch.spec.model import ModelSpec
 
 LAYERS = [
@@ -50,6 +51,61 @@ def test_every_layout_has_the_same_budget(layers: list[Any], cost: str, factor: 
     found = matched(spec_of(layers, d_model=96), parse_match({cost: target, "by": "mlp.expand"}), 128)
     assert model_cost(found, context).total.as_dict()[name] == pytest.approx(target, rel=0.01)
     assert ModelSpec.model_validate(found.dump()).hash == found.hash
+
+
+FREE = [
+    *(
+        (kind, field)
+        for kind in ("attention", "mamba1", "mamba2", "mla", "moe", "kda")
+        for field in widths(kind)
+    ),
+    *(("mlp", field) for field in ("expand", "hidden", "gate_scale")),
+    *(("rglru", field) for field in ("width", "heads", "d_conv")),
+    ("gated_conv", "width"),
+    ("lightning", "heads"),
+]
+
+
+@settings(max_examples=150)
+@given(
+    st.sampled_from(FREE),
+    st.sampled_from(["params", "active_params", "flops_per_token", "state_bytes"]),
+    st.lists(st.sampled_from(["mamba2", "attention", "gated_conv"]), max_size=2),
+    st.sampled_from([32, 48, 64]),
+    st.integers(1, 96),
+    st.sampled_from([1.0, 0.995, 1.3, 0.6, 40.0]),
+)
+def test_a_budget_is_met_wherever_some_width_meets_it(
+    free: tuple[str, str], cost: str, more: list[str], d_model: int, width: int, factor: float
+) -> None:
+    """Each width up to 96 is tried: where one meets the budget, match finds one; what it finds meets it; and
+    where it finds none, it says why."""
+    kind, field = free
+    value = spec_of([kind, *more], d_model=d_model, defaults={"mamba2": {"head_dim": 16}})
+    value["defaults"].setdefault(kind, {}).pop(field, None)
+
+    def at(steps: int) -> float | None:
+        number = steps / d_model if field in ("expand", "gate_scale") else steps
+        defaults = {**value["defaults"], kind: {**value["defaults"][kind], field: number}}
+        try:
+            spec = ModelSpec.model_validate({**value, "defaults": defaults})
+        except ValidationError:
+            return None
+        return float(model_cost(spec, 128).total.as_dict()[cost])
+
+    found = {steps: amount for steps in range(1, 97) if (amount := at(steps)) is not None}
+    assume(found.get(width))
+    target = found[width] * factor
+    try:
+        spec = matched(value, parse_match({cost: target, "by": f"{kind}.{field}"}), 128)
+    except ValidationError as error:
+        assert not any(abs(amount - target) <= 0.01 * target for amount in found.values())
+        (why,) = error.errors()
+        assert re.search(r"within 1%: (the (nearest|smallest|largest)|it is .* whatever)", why["msg"]), why[
+            "msg"
+        ]
+    else:
+        assert model_cost(spec, 128).total.as_dict()[cost] == pytest.approx(target, rel=0.01)
 
 
 @pytest.mark.parametrize(("target", "heads"), [(311e3, 3), (2e6, 4), (7e6, 5)])
