@@ -90,6 +90,13 @@ def test_takes_the_library(path: Path) -> None:
     VALIDATOR.validate(load_spec(path).resolved())
 
 
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "specs/published").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_takes_published_models(path: Path) -> None:
+    VALIDATOR.validate(Source.read(path).value)
+
+
 @pytest.mark.parametrize("name", EXPRESSIBLE)
 def test_refuses_what_one_key_makes_wrong(name: str) -> None:
     path = MALFORMED / f"{name}.yaml"
