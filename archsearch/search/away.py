@@ -7,12 +7,13 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from archsearch.search.homes import Home, delete_files, joined, local_path, open_filesystem
+from archsearch.search.folder import write_whole
+from archsearch.search.homes import Home, delete_files, joined, local_path, read
 from archsearch.search.work import ERROR, Outcome, TrialWork
 from archsearch.study.log import is_live
 from archsearch.study.schema import CHECKPOINT, METRICS, SPEC
@@ -22,6 +23,7 @@ SHARE_OF_TIME = 0.1
 """Of a trial's time that copying its checkpoints may take; those in between are not copied."""
 
 _LOOK_SECONDS = 0.5
+_FOLLOW_SECONDS = 2.0
 _STALE_SECONDS = 600.0
 _NAMESPACE = b"archsearch"
 
@@ -108,7 +110,7 @@ def clear_scratch() -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Away:
     """The driver's side of trials that run elsewhere. storage: where their folders are kept, each by its
     name; at_run: those are the run's own folders."""
@@ -116,6 +118,7 @@ class Away:
     storage: str
     stop: StopKey
     at_run: bool
+    _next_look: float = 0.0
 
     def tells(self, trial: str, folder: Path) -> dict[str, str]:
         """What a worker must know beside what one here is told. folder: the trial's, in the run. verdicts:
@@ -129,14 +132,18 @@ class Away:
 
     def bring(self, trial: str, folder: Path) -> None:
         """Copy what a person looks at into the run's folder: the learning curve, and why a trial failed."""
-        if self.at_run:
+        for name in (METRICS, ERROR) if not self.at_run else ():
+            with contextlib.suppress(OSError, ValueError):  # not there, or out of reach
+                write_whole(folder / name, read(joined(self.storage, trial, name)).decode())
+
+    def follow(self, folders: Mapping[str, Path]) -> None:
+        """Bring what running trials have so far, now and then, where that is quick: from a path. folders: the
+        trials', in the run."""
+        if self.at_run or local_path(self.storage) is None or time.monotonic() < self._next_look:
             return
-        system, path = open_filesystem(joined(self.storage, trial))
-        for name in (METRICS, ERROR):
-            with contextlib.suppress(OSError):
-                with system.open_input_stream(f"{path}/{name}") as source:
-                    text = source.read()
-                (folder / name).write_bytes(text)
+        for trial, folder in folders.items():
+            self.bring(trial, folder)
+        self._next_look = time.monotonic() + _FOLLOW_SECONDS
 
     def drop_checkpoints(self, trials: Iterable[str]) -> None:
         """Trials that were stopped are not continued."""

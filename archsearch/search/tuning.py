@@ -167,6 +167,8 @@ class _Bridge:
         check_scheduler()
         if self.ending and not self.stop_file.exists():
             self.stop_file.touch()
+        if self.away is not None:
+            self.away.follow({trial: self.sweep.folder(trial) for trial in self.running.values()})
         if self.reporter is not None:
             self.reporter.update()
 

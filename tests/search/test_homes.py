@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from archsearch.search import homes
-from archsearch.search.away import AwayWork
+from archsearch.search.away import Away, AwayWork, StopKey
 from archsearch.search.work import Outcome
 from archsearch.spec import to_yaml
 from tests.search.test_work import VALUES
@@ -91,6 +91,23 @@ def test_paths_are_those_of_every_machine(tmp_path: Path, monkeypatch: pytest.Mo
 def test_storage_that_cannot_be_opened_is_said(uri: str) -> None:
     with pytest.raises(ValueError, match=f"^{uri}: cannot open this storage"):
         homes.open_filesystem(uri)
+
+
+def test_what_a_person_looks_at_is_brought_to_the_run(tmp_path: Path) -> None:
+    kept, run = tmp_path / "kept", tmp_path / "run"
+    for folder in (kept / "0000", run):
+        folder.mkdir(parents=True)
+    (kept / "0000/metrics.jsonl").write_text("1\n")
+    (kept / "0000/checkpoint.pt").touch()
+    away = Away(str(kept), StopKey("key"), at_run=False)
+    away.follow({"0000": run, "0001": run})
+    assert listed(run) == ["metrics.jsonl"]
+    (kept / "0000/error.txt").write_text("no memory")
+    away.bring("0000", run)
+    assert (run / "error.txt").read_text() == "no memory"
+    Away("nowhere://x", StopKey("key"), at_run=False).bring("0000", run)
+    away.drop_checkpoints(["0000", "0001"])
+    assert listed(kept) == ["0000/error.txt", "0000/metrics.jsonl"]
 
 
 def test_a_trial_goes_on_elsewhere_from_what_was_stored(tmp_path: Path) -> None:
