@@ -197,6 +197,25 @@ def test_a_trial_whose_worker_dies_is_tried_again(start: Start, tmp_path: Path) 
     process.communicate()
 
 
+@pytest.mark.slow
+def test_a_lost_store_ends_the_sweep_with_a_line_and_the_same_command_continues(
+    start: Start, tmp_path: Path
+) -> None:
+    """Ray would end the process a minute later, with its own words."""
+    run = tmp_path / "run"
+    process = start("tiny.yaml", run)
+    wait_for(lambda: next(workers(run), None))
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (store,) = [pid for pid in children if Path(f"/proc/{pid}/comm").read_text() == "gcs_server\n"]
+    os.kill(int(store), signal.SIGKILL)
+    line = f"Ray's gcs_server ended with status -9; the same command continues {run}\n"
+    assert process.communicate(timeout=PATIENCE_SECONDS) == (b"", line.encode())
+    assert process.returncode == 1
+    assert Study.read(run).status == "interrupted"
+    assert ended(start("tiny.yaml", run)) == 0
+    assert_whole(run, trials=4)
+
+
 def workers(run: Path) -> Iterator[tuple[int, str]]:
     """(process id, trial) of every process that holds a trial's lock (/proc/locks lists them by inode)."""
     inodes = {path.stat().st_ino: path.parent.name for path in run.glob("trials/*/.lock")}

@@ -12,6 +12,8 @@ import pytest
 
 from archsearch.search.guard import VERDICT, node_memory, read_verdict
 from archsearch.search.keeper import SESSION
+from archsearch.search.space import read_space
+from archsearch.spec import SpecError
 from archsearch.study import StudyLog
 
 PATIENCE_SECONDS = 60.0
@@ -139,3 +141,43 @@ def test_what_belongs_to_a_session_ends_with_its_driver(tmp_path: Path, how: str
     if how == "leaves":
         assert driver.stdout.readline() == "False\n"
         assert driver.wait(PATIENCE_SECONDS) == 0
+
+
+@pytest.mark.parametrize(
+    ("resources", "memory", "seconds"),
+    [
+        ("{memory: 4GiB, time_limit: 10m}", 4 << 30, 600.0),
+        ("{memory: 1.5GB, time_limit: 30s}", 1_500_000_000, 30.0),
+        ("{memory: 5000000, time_limit: 90}", 5_000_000, 90.0),
+        ("{time_limit: 1.5h}", None, 5400.0),
+        ("{}", None, None),
+    ],
+)
+def test_limits_as_people_write_them(
+    tmp_path: Path, resources: str, memory: int | None, seconds: float | None
+) -> None:
+    found = read_space(space(tmp_path, resources)).settings.resources
+    assert (found.memory, found.time_limit) == (memory, seconds)
+    # A limit may be changed while a run goes on.
+    assert read_space(space(tmp_path, resources)).hash == read_space(space(tmp_path, "{concurrent: 2}")).hash
+
+
+@pytest.mark.parametrize(
+    ("resources", "said"),
+    [
+        ("{time_limit: 10y}", "resources.time_limit: expected a time such as 30s, 10m or 2h, found '10y'"),
+        ("{time_limit: 0s}", "resources.time_limit: must be greater than 0, found"),
+        ("{memory: lots}", "resources.memory: expected a number such as 4M, found 'lots'"),
+        ("{memory: 0.5}", "resources.memory: expected a whole number, found 0.5"),
+    ],
+)
+def test_limits_that_are_none(tmp_path: Path, resources: str, said: str) -> None:
+    with pytest.raises(SpecError) as refused:
+        read_space(space(tmp_path, resources))
+    assert said in str(refused.value)
+
+
+def space(tmp_path: Path, resources: str) -> Path:
+    text = (Path(__file__).parent / "spaces/tiny.yaml").read_text()
+    (tmp_path / "space.yaml").write_text(text.replace("{concurrent: 2}", resources))
+    return tmp_path / "space.yaml"
