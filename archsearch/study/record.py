@@ -122,7 +122,11 @@ class Study:
 
     @property
     def status(self) -> str:
-        """waiting (no header yet), running, finished, or interrupted (asked to stop, or killed)."""
+        """waiting (no header yet, or for trials that run elsewhere), running, finished, or interrupted (asked
+        to stop, or killed)."""
+        if self.header.objectives and not self.sessions and not self.live:
+            trained = sum(trial.state in ("complete", "stopped", "failed") for trial in self.trials.values())
+            return "finished" if trained >= self.header.trials else "waiting"
         last = self.sessions[-1].state if self.sessions else "started"
         if last != "started":
             return last

@@ -51,6 +51,7 @@ def test_asking_and_telling_is_a_sweep(tmp_path: Path) -> None:
         assert found is not None
         assert load_experiment(found.spec).name == f"tiny-{found.trial}"
         tell(tmp_path / "asked", found.trial, scores(number), 1.0)
+        assert Study.read(tmp_path / "asked").status == ("waiting" if number < 5 else "finished")
     assert ask(space, tmp_path / "asked") is None
     assert without_times(tmp_path / "asked", "trial") == without_times(tmp_path / "swept", "trial")
     fronts = [
