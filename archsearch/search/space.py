@@ -14,15 +14,16 @@ import numpy as np
 
 from archsearch.data import DomainSpec, TextSpec
 from archsearch.data.sources import text_tokens
-from archsearch.experiment.spec import Experiment
+from archsearch.experiment.spec import Experiment, load_experiment
 from archsearch.search.choosers import Chooser, EdgeChooser, RandomChooser, ReplayChooser
 from archsearch.search.constraints import INVALID, violations
 from archsearch.search.costs import CandidateCosts
 from archsearch.search.holes import Filled, Hole, Keys, Node, Plain, Size
 from archsearch.search.parsing import find_hole, parse_space
 from archsearch.search.settings import SECTIONS, SearchSpec, Settings, check_sections
-from archsearch.spec import ModelSpec, SpecError, load_spec
+from archsearch.spec import ModelSpec, SpecError
 from archsearch.spec.errors import Issue, refuse, validate
+from archsearch.spec.loading import spec_from
 from archsearch.spec.match import MATCH, freed
 from archsearch.spec.source import Source
 
@@ -234,9 +235,16 @@ def _read(path: str | FilePath, beside: FilePath | None) -> SearchSpace:
         assert beside is not None
         if not (beside / name).is_file():
             raise source.error([Issue(("search", START, i), f"no such file: {name}")])
-        starts.append(load_spec(beside / name))
+        starts.append(_layout(beside / name))
     text = FilePath(path).read_text(encoding="utf-8-sig")
     return SearchSpace(source, text, settings, sections, tuple(starts))
+
+
+def _layout(path: FilePath) -> ModelSpec:
+    """A model spec's layout, or an experiment's, its free width solved where it leaves one."""
+    source = Source.read(path)
+    arch = source.value.get("arch") if isinstance(source.value, dict) else None
+    return load_experiment(path).arch if isinstance(arch, dict) and MATCH in arch else spec_from(source)
 
 
 def _parse(value: Any) -> tuple[Settings, dict[str, Node]]:

@@ -8,6 +8,7 @@ import pytest
 from archsearch.search.choosers import RandomChooser
 from archsearch.search.space import SearchSpace, load_space
 from archsearch.search.sweep import Sweep
+from archsearch.spec import model_cost
 from archsearch.study import Study
 
 TEXT = """
@@ -63,3 +64,15 @@ def test_another_budget_is_another_space(space: SearchSpace, tmp_path: Path) -> 
     other = load_space(tmp_path / "other.yaml")
     assert other.hash != space.hash
     assert other.changes_from(space) == ['arch.match.params.$choice.1: "200K" -> "210K"']
+
+
+def test_an_experiment_with_a_budget_may_be_a_start(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(
+        "arch:\n  tokenizer: bytes\n  d_model: 24\n  match: {params: 90K, by: mlp.expand}\n  layers: [mlp]\n"
+    )
+    (tmp_path / "space.yaml").write_text(
+        "arch: {tokenizer: bytes, d_model: 32, layers: [{$choice: [mlp, mamba1]}]}\n"
+        "search: {start_from: [own.yaml]}\n"
+    )
+    (start,) = load_space(tmp_path / "space.yaml").starts
+    assert model_cost(start).total.params == pytest.approx(90_000, rel=0.01)
