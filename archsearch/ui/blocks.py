@@ -15,6 +15,8 @@ _LEVELS = "▁▂▃▄▅▆▇█"
 
 def clean(message: str) -> str:
     """One line of printable text: control characters of a message must not drive the terminal."""
+    if message.isprintable():
+        return message
     return "".join(
         " " if unicodedata.category(char) in ("Cc", "Cf", "Zl", "Zp") else char for char in message
     )
