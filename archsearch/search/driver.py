@@ -6,6 +6,7 @@ Tune keeps actors busy and tells us when they die; what is tried, what counts an
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -149,6 +150,7 @@ def _give_up(sweep: Sweep, signals: Interrupts, how: str) -> None:
 def _session(place: Place, run: Path) -> Iterator[Path]:
     """The place's session of Ray. Raises SessionLost where it does not start for no fault of the user."""
     with ExitStack() as stack:
+        stack.callback(gc.enable)
         try:
             folder = stack.enter_context(place.session(run))
         except (ValueError, SessionLost):
@@ -157,4 +159,12 @@ def _session(place: Place, run: Path) -> Iterator[Path]:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise SessionLost(f"Ray did not start ({one_line(str(error))})") from error
+        stack.callback(_collect_nothing_more)
         yield folder
+
+
+def _collect_nothing_more() -> None:
+    """Before Ray's shutdown: where another thread collects a reference of its meanwhile, Ray's library ends
+    the process."""
+    gc.collect()
+    gc.disable()

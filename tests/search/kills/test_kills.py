@@ -69,7 +69,7 @@ def test_two_trials_at_a_time(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_hostile_trials(tmp_path: Path) -> None:
     """Trials that raise, diverge, take memory without end and never end, are killed as well."""
-    victim = killed("hostile.yaml", tmp_path / "killed", HOSTILE, seed=1)
+    victim = killed("hostile.yaml", tmp_path / "killed", HOSTILE, seed=3)
     assert victim.done == HOSTILE
     study = victim.assert_unharmed(trials=14, failures=True)
     kinds = {trial.id: trial.cause["kind"] for trial in study.trials.values() if trial.cause}
