@@ -186,7 +186,7 @@ class _Solver:
             return self._search()
         except ValidationError:
             # Costs need not grow with a field that has an end, or that must divide another one.
-            if self.is_factor or self.match.kind is None:
+            if self.is_factor or self.match.kind is None or self._is_flat():
                 raise
             if (found := self._looked_up()) is None:
                 raise
@@ -240,11 +240,11 @@ class _Solver:
         while self.cost(low) is None:  # a field may begin above 1
             low *= 2
         high = 2 * low
+        if self._meets(low):
+            return low, low
+        if self._is_flat():
+            self._refuse_useless(low)
         if self._known(low) > self.match.target:
-            if self._meets(low):
-                return low, low
-            if self.cost(high) == self.cost(low):
-                self._refuse_useless(low)
             self._refuse(f"the smallest is {self._at(low)}")
         while high <= _LARGEST and (cost := self.cost(high)) is not None and cost < self.match.target:
             gained = (cost - self._known(low)) / (high - low)
@@ -257,14 +257,14 @@ class _Solver:
             if self.cost(high) is None:
                 high = self._possible(high, low, high + _LOOKED_UP * grain, grain) or high
         if high > _LARGEST or self.cost(high) is None:
-            self._refuse_beyond(low)
+            self._refuse(f"the largest tried is {self._at(low)}")
         return low, high
 
-    def _refuse_beyond(self, most: int) -> NoReturn:
-        found = {cost for steps, cost in self._costs.items() if cost is not None and steps <= most}
-        if len(found) == 1:
-            self._refuse_useless(most)
-        self._refuse(f"the largest tried is {self._at(most)}")
+    def _is_flat(self) -> bool:
+        """Whether every width so far, and those far apart that tell the grain, costs the same."""
+        for probe in _PROBES:
+            self.cost(probe)
+        return len({cost for cost in self._costs.values() if cost is not None}) == 1
 
     def _narrow(self, low: int, high: int, grain: int) -> tuple[int, int]:
         """Neighbours below and above the budget."""
