@@ -1,18 +1,26 @@
 """Search spaces that a person got wrong: one line each, at the right place, saying what was expected; and
 nothing that they name is run, made or waited for."""
 
+import copy
 import json
 import re
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from archsearch.search.space import load_space
-from archsearch.spec import SpecError
+from archsearch.spec import SpecError, to_yaml
+from archsearch.spec.source import Source
 
+SPACES = Path(__file__).parent / "spaces"
+GOOD = ("halving.yaml", "hybrid.yaml", "tiny.yaml")
 FILES = sorted((Path(__file__).parent / "malformed").glob("*.yaml"))
 
 SWEEP_EACH = """
@@ -106,3 +114,37 @@ def test_endless_text_is_read_at_once(text: str, message: str, tmp_path: Path) -
 def test_a_missing_file_is_said_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="no such file"):
         load_space(tmp_path / "none.yaml")
+
+
+ODD = [None, True, -1, 0, 3.5, 10**30, float("nan"), "", "x", "mlp", "$choice", "4M", [], {}, [[]], ["mlp"]]
+ODD += [{"mlp": None}, {"$choice": []}, {"$choice": ["mlp", 2]}, {"$int": [1, 3]}, {"$log": [0.001, 1]}]
+ODD += [{"$simplex": ["code", "mqar"]}, {"$stack": {"depth": 2, "of": ["mlp"]}}, {"by": "d_model"}, "a\nb"]
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in inner:
+        yield (*path, key)
+        yield from places(item, (*path, key))
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_whatever_stands_in_it_is_taken_or_refused(data: st.DataObject) -> None:
+    """Some values of a good space are replaced by others: no exception but the one that says where."""
+    value = copy.deepcopy(Source.read(SPACES / data.draw(st.sampled_from(GOOD))).value)
+    for _ in range(data.draw(st.integers(1, 2))):
+        *path, last = data.draw(st.sampled_from(list(places(value))))
+        holder = value
+        for key in path:
+            holder = holder[key]
+        holder[last] = copy.deepcopy(data.draw(st.sampled_from(ODD)))
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(to_yaml(value))
+        file.flush()
+        try:
+            load_space(file.name)
+            return
+        except SpecError as error:
+            told = str(error)
+    assert re.fullmatch(rf"{re.escape(file.name)}:\d+:\d+: .*", told), told

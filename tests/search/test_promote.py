@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -190,6 +191,41 @@ def test_results_say_what_is_real(source: Path, tmp_path: Path) -> None:
     assert "Promotion" in page
     assert "Holm" in page
     assert "Promotion" not in _page(source, tmp_path / "plain")
+
+
+@pytest.mark.filterwarnings("ignore:Precision loss")  # one objective's differences are all alike
+def test_results_are_what_scipy_makes_of_the_record(source: Path, tmp_path: Path) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    out = tmp_path / "out"
+    plan = plan_promotion(asked(source, seeds=5), out)
+    pretend(plan, out)
+    found = write_results(plan, out)
+    values: dict[str, dict[str, list[float]]] = {}
+    for trial in Study.read(out).trials.values():
+        for name, value in trial.values.items():
+            values.setdefault(name, {}).setdefault(trial.params["point"], []).append(float(value or 0))
+    for point in found["points"]:
+        for name, told in point["values"].items():
+            sample = values[name][point["point"]]
+            low, high = stats.t.interval(0.95, len(sample) - 1, np.mean(sample), stats.sem(sample))
+            assert (told["low"], told["high"]) == (pytest.approx(low), pytest.approx(high))
+    tests = []
+    for one in found["differences"]:
+        of = values[one["objective"]]
+        tests.append(stats.ttest_rel(of[one["a"]], of[one["b"]]))
+        low, high = tests[-1].confidence_interval(0.95)
+        assert (one["low"], one["high"]) == (pytest.approx(low, abs=1e-9), pytest.approx(high, abs=1e-9))
+        assert one["p"] == pytest.approx(tests[-1].pvalue, abs=1e-12)
+    # Holm: the k-th smallest of m times m - k, never below the one before.
+    order = np.argsort([test.pvalue for test in tests])
+    least = 0.0
+    for place, index in enumerate(order):
+        least = max(least, min(1.0, (len(tests) - place) * tests[index].pvalue))
+        assert found["differences"][index]["p_holm"] == pytest.approx(least, abs=1e-12)
+    for name, told in found["rank_correlation"].items():
+        searched = [point["values"][name]["searched"] for point in found["points"]]
+        now = [point["values"][name]["mean"] for point in found["points"]]
+        assert told["rho"] == pytest.approx(stats.spearmanr(searched, now).statistic)
 
 
 def _page(run: Path, out: Path) -> str:
