@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
+from zlib import crc32
 
 import numpy as np
+
+STRATA = 8
+"""Equal parts of a number's range, of which a stratified draw takes each once before it takes one again."""
 
 Label = str | int | float | bool
 """The name of an alternative: the value itself where it is a plain one."""
@@ -41,6 +45,41 @@ class RandomChooser:
             # exp(log(high)) may round to just above high
             return min(high, max(low, float(np.exp(self.rng.uniform(np.log(low), np.log(high))))))
         return float(self.rng.uniform(low, high))
+
+
+class StratifiedChooser(RandomChooser):
+    """Random, but even over candidates that follow each other: Latin hypercube sampling, block by block.
+
+    In every block of k candidates each of a parameter's k alternatives is taken once, in a random order; for
+    numbers, k is `STRATA` parts of their range. One candidate by itself is as random as by `RandomChooser`.
+
+    index: how many candidates came before; seed: the same for all of them.
+    """
+
+    def __init__(self, rng: np.random.Generator, seed: int, index: int):
+        super().__init__(rng)
+        self.seed = seed
+        self.index = index
+
+    def categorical(self, name: str, choices: Sequence[Label]) -> Label:
+        return choices[self._stratum(name, len(choices))]
+
+    def integer(self, name: str, low: int, high: int, step: int) -> int:
+        count = (high - low) // step + 1
+        return low + step * min(count - 1, int(count * self._share(name)))
+
+    def real(self, name: str, low: float, high: float, log: bool) -> float:
+        share = self._share(name)
+        value = low * (high / low) ** share if log else low + share * (high - low)
+        return min(high, max(low, value))
+
+    def _share(self, name: str) -> float:
+        return (self._stratum(name, STRATA) + float(self.rng.random())) / STRATA
+
+    def _stratum(self, name: str, strata: int) -> int:
+        block, place = divmod(self.index, strata)
+        order = np.random.default_rng([self.seed, crc32(name.encode()), block]).permutation(strata)
+        return int(order[place])
 
 
 class EdgeChooser:

@@ -1,16 +1,18 @@
-"""Non-dominated fronts, and how the members of one lie (crowding distance: doi 10.1109/4235.996017).
+"""Non-dominated fronts, and how the members of one lie (crowding distance: doi 10.1109/4235.996017; the order
+by hypervolume: the greedy solution of its subset selection, doi 10.1162/EVCO_a_00159).
 
 Shape legend: n candidates, m of one front, d objectives. All values are costs: less is better.
 """
 
 from __future__ import annotations
 
+import heapq
 from bisect import bisect_right
 
 import numpy as np
 import numpy.typing as npt
 
-from archsearch.study import non_dominated
+from archsearch.study import hypervolume, non_dominated
 
 Floats = npt.NDArray[np.float64]
 
@@ -77,3 +79,31 @@ def spread(costs_nd: Floats) -> list[int]:
         distance_n[chosen] = -1.0
         chosen.append(int(np.argmax(distance_n)))
     return chosen
+
+
+def by_gain(costs_nd: Floats, reference_d: Floats) -> list[int]:
+    """An order in which every beginning of a front has much of its hypervolume: always the point that adds
+    most to those before it; at the end, in the order of `spread`, those that add nothing.
+
+    reference_d: costs that are worth nothing; where one is NaN (not known), the order is that of `spread`.
+    """
+    rest = spread(costs_nd)
+    if np.isnan(reference_d).any():
+        return rest
+    directions = ["minimize"] * len(reference_d)
+    chosen: list[int] = []
+    volume = 0.0
+    # What a point adds never grows as others are chosen: old gains are bounds, and few are computed again.
+    bounds = [(-np.inf, place, -1, n) for place, n in enumerate(rest)]
+    while bounds:
+        bound, place, size, n = heapq.heappop(bounds)
+        if size == len(chosen):
+            if bound >= 0:
+                break
+            chosen.append(n)
+            volume -= bound
+        else:
+            added = hypervolume(costs_nd[[*chosen, n]], reference_d, directions) - volume
+            heapq.heappush(bounds, (-added if added > 1e-12 * volume else 0.0, place, len(chosen), n))
+    taken = set(chosen)
+    return chosen + [n for n in rest if n not in taken]

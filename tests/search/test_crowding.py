@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from archsearch.search.crowding import fronts
-from archsearch.study import non_dominated
+from archsearch.search.crowding import by_gain, fronts, spread
+from archsearch.study import hypervolume, non_dominated
 
 
 @given(st.data(), st.integers(1, 3), st.integers(0, 30))
@@ -26,3 +26,21 @@ def test_copies_are_on_one_front_and_a_chain_is_on_as_many_as_it_has_links(n: in
     assert [front.tolist() for front in fronts(np.ones((n, 2)))] == [list(range(n))]
     chain = np.repeat(np.arange(n, dtype=float)[:, None], 2, axis=1)
     assert [front.tolist() for front in fronts(chain)] == [[i] for i in range(n)]
+
+
+@given(st.data(), st.integers(1, 3), st.integers(1, 8))
+def test_the_order_by_gain_is_the_greedy_one(data: st.DataObject, d: int, n: int) -> None:
+    """Held against choosing by brute force; every point is there once, whether it adds something or not."""
+    costs_nd = data.draw(arrays(np.float64, (n, d), elements=st.integers(-3, 3).map(float)))
+    reference_d = np.full(d, 2.0)
+    order = by_gain(costs_nd, reference_d)
+    assert sorted(order) == list(range(n))
+    volumes = [hypervolume(costs_nd[order[: i + 1]], reference_d, ["minimize"] * d) for i in range(n)]
+    for i, volume in enumerate(volumes):
+        best = max(hypervolume(costs_nd[[*order[:i], m]], reference_d, ["minimize"] * d) for m in order[i:])
+        assert volume == pytest.approx(best)
+
+
+def test_without_a_reference_the_order_is_spread_over_the_front() -> None:
+    line = np.array([[x, 10.0 - x] for x in range(11)])
+    assert by_gain(line, np.array([20.0, np.nan])) == spread(line)
