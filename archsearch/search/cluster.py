@@ -22,7 +22,7 @@ from archsearch.data.files import find_files
 from archsearch.search import homes
 from archsearch.search.away import Away, StopKey
 from archsearch.search.place import Place
-from archsearch.search.ray_session import ENVIRONMENT, environment, silence
+from archsearch.search.ray_session import ENVIRONMENT, MARK, PREFIX, clear_up, environment, silence
 from archsearch.search.space import SearchSpace
 from archsearch.search.work import one_line
 
@@ -62,7 +62,9 @@ def on_cluster(space: SearchSpace, out: Path, address: str, storage: str | None)
 
     @contextlib.contextmanager
     def session(run: Path) -> Iterator[Path]:
-        folder = Path(tempfile.mkdtemp(prefix="archsearch-tune-"))
+        clear_up(run)
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        (run / MARK).write_text(str(folder))
         pending = {"TUNE_MAX_PENDING_TRIALS_PG": str(concurrency)}
         try:
             with environment(pending), _joined(address, texts, resources.cpu):
@@ -72,6 +74,7 @@ def on_cluster(space: SearchSpace, out: Path, address: str, storage: str | None)
                     stop.forget()
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            (run / MARK).unlink(missing_ok=True)
 
     return Place(concurrency, session, away)
 
