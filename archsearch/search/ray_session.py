@@ -6,10 +6,13 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from archsearch.search.keeper import SESSION, kept
 
@@ -56,7 +59,7 @@ def ray_session(run: Path, cpus: int, threads: int, gpus: int = 0) -> Iterator[P
             import ray
 
             ray.shutdown()
-            with environment(limits):
+            with environment(limits), own_signals():
                 ray.init(
                     address="local",
                     num_cpus=cpus,
@@ -67,13 +70,52 @@ def ray_session(run: Path, cpus: int, threads: int, gpus: int = 0) -> Iterator[P
                     object_store_memory=100_000_000,
                     _temp_dir=str(folder),
                 )
+            _take_signals_back_early()
             try:
                 yield folder
             finally:
                 ray.shutdown()
+                take_signals_back()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         (run / MARK).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def own_signals() -> Iterator[None]:
+    """Leave SIGTERM alone while Ray starts: its handlers end its processes and then this one, which waits for
+    them for a minute, before ours could be put back."""
+    import ray._private.utils as utils
+
+    before = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = before
+
+
+def take_signals_back() -> None:
+    """Install again what Python believes to be installed: Ray's library, when it shuts down, leaves SIGTERM
+    and others to the system, which would end this process."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.getsignal(number))
+
+
+def _take_signals_back_early() -> None:
+    """Between the library's shutdown and the end of `ray.shutdown` Ray's processes are ended, which may take
+    seconds."""
+    from ray._private import worker
+
+    node: Any = worker._global_node
+    end = node.kill_all_processes
+
+    def end_processes(*args: Any, **kwargs: Any) -> None:
+        take_signals_back()
+        end(*args, **kwargs)
+
+    node.kill_all_processes = end_processes
 
 
 def clear_up(run: Path) -> None:
