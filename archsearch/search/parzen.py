@@ -30,7 +30,9 @@ from archsearch.search.space import Candidate, SearchSpace
 
 Floats = npt.NDArray[np.float64]
 
-CANDIDATES = 32
+CANDIDATES, FEWER_CANDIDATES = 128, 32
+"""Drawn for each proposal; the fewer ones where `LATEST` trials make each of them dear."""
+
 GOOD_SHARE = 0.15
 MOST_GOOD = 25
 LATEST = 500
@@ -80,7 +82,8 @@ class Parzen:
         good, rest = self._split()
         if not good:
             return RandomChooser(rng)
-        drawn = self._new([self._draw(good, rng) for _ in range(CANDIDATES)])
+        count = CANDIDATES if len(self._told) < LATEST else FEWER_CANDIDATES
+        drawn = self._new([self._draw(good, rng) for _ in range(count)])
         if not drawn:
             return RandomChooser(rng)
         score_c = self._log_density(drawn, good) - self._log_density(drawn, rest[-LATEST:])

@@ -45,14 +45,14 @@ class HalvingSpec(Spec):
 
     type: stopping decides when a trial comes to a rung, and lets the first ones pass; promotion lets every
     trial wait there until it is among the best. eta: of so many trials at a rung, one goes on. start: share
-    of the training tokens at the lowest rung; each next one has eta times as many (on small models' recall,
-    scores before a third of the training say little of those at its end). by: the order at a rung: front
-    (non-dominated fronts, spread out), or an objective's name.
+    of the training tokens at the lowest rung; each next one has eta times as many (a small model may learn to
+    recall late: scores before half of its training say less of those at its end). by: the order at a rung:
+    front (non-dominated fronts, spread out), or an objective's name.
     """
 
     type: Literal["stopping", "promotion"] = "stopping"
-    eta: int = Field(default=3, ge=2, le=16)
-    start: float = Field(default=1 / 3, gt=0, lt=1)
+    eta: int = Field(default=2, ge=2, le=16)
+    start: float = Field(default=1 / 2, gt=0, lt=1)
     by: str = FRONT_ORDER
 
     @property
@@ -120,7 +120,7 @@ class SearchSpec(Spec):
 
     trials: int = Field(default=24, ge=1, le=MAX_TRIALS)
     sampler: Literal["auto", "tpe", "nsga2", "evolution", "random"] = "auto"
-    startup: int = Field(default=10, ge=1)
+    startup: int = Field(default=5, ge=1)
     seed: int = Field(default=0, ge=0, lt=1 << 32)
     start_from: list[str] = Field(default_factory=list)
     scheduler: Scheduler = "auto"
