@@ -42,9 +42,7 @@ class ExperimentRun:
     step, steps, tokens: how far it is. seconds: time spent training and scoring, over all sessions.
     """
 
-    def __init__(
-        self, experiment: Experiment, folder: Path, device: str = "cpu", share: Share | None = None
-    ):
+    def __init__(self, experiment: Experiment, folder: Path, device: str = "cpu", share: Share | None = None):
         self.experiment = experiment
         self.folder = folder
         self.device = device
