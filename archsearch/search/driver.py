@@ -143,6 +143,8 @@ def _give_up(sweep: Sweep, signals: Interrupts, how: str) -> None:
     with suppress(StudyWriteError):
         sweep.log.note("error", how)
         sweep.log.session("interrupted")
+    if signals.stop.is_set():
+        signals.leave_at_once(INTERRUPTED, f"interrupted; the same command continues {sweep.out}")
     signals.leave_at_once(FAILED, f"{how}; the same command continues {sweep.out}")
 
 

@@ -83,16 +83,27 @@ def ray_session(run: Path, cpus: int, threads: int, gpus: int = 0) -> Iterator[P
 
 @contextlib.contextmanager
 def own_signals() -> Iterator[None]:
-    """Leave SIGTERM alone while Ray starts: its handlers end its processes and then this one, which waits for
-    them for a minute, before ours could be put back."""
-    import ray._private.utils as utils
+    """Signals are ours alone while Ray starts.
 
-    before = utils.set_sigterm_handler
-    utils.set_sigterm_handler = lambda handler: None
-    try:
+    Its handlers of SIGTERM end its processes and then this one, which waits for them for a minute, before
+    ours could be put back. And its processes get a group of their own: a signal to ours (as `timeout` sends)
+    would end them under our hands.
+    """
+    from ray._private import services, utils
+
+    class Apart(services.ConsolePopen):
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, process_group=0, **kwargs)
+
+    ours: list[tuple[Any, str, Any]] = [
+        (utils, "set_sigterm_handler", lambda handler: None),
+        (services, "ConsolePopen", Apart),
+    ]
+    with contextlib.ExitStack() as stack:
+        for module, name, value in ours:
+            stack.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, value)
         yield
-    finally:
-        utils.set_sigterm_handler = before
 
 
 def take_signals_back() -> None:
