@@ -230,7 +230,7 @@ def workers(run: Path) -> Iterator[tuple[int, str]]:
 def test_rungs_survive_kills(start: Start, tmp_path: Path, kind: str) -> None:
     """Killed three times on its way; every trial passes each rung once, and ends once."""
     text = (SPACES / "halving.yaml").read_text()
-    scheduler = f"scheduler: {{halving: {{type: {kind}, start: 0.112}}}}"
+    scheduler = f"scheduler: {{halving: {{type: {kind}, eta: 3, start: 0.112}}}}"
     space = tmp_path / "space.yaml"
     space.write_text(text.replace("scheduler: halving", scheduler))
     run = tmp_path / "run"
