@@ -120,11 +120,11 @@ def tabulate(out: Path, workers: int, seconds: float, smoke: bool) -> int:
     out.mkdir(parents=True, exist_ok=True)
     space = read_space(SPACE)
     space.check_data()  # once here, not once in every worker
-    points = {point["hash"]: point for point in _read(out / POINTS)}
+    points = {point["hash"]: point for point in read_points(out / POINTS)}
     wanted = list(candidates(space))[: 4 if smoke else None]
     jobs = [(key, params, smoke) for key, params in wanted if key not in points]
     print(f"{len(wanted)} candidates, {len(points)} in the table, {workers} workers", flush=True)
-    pool = multiprocessing.get_context("spawn").Pool(workers, initializer=_one_thread)
+    pool = multiprocessing.get_context("spawn").Pool(workers, initializer=one_thread)
     with pool, (out / POINTS).open("a") as file:
         for point in pool.imap_unordered(train, jobs, chunksize=1):
             points[point["hash"]] = point
@@ -150,14 +150,14 @@ def keep(out: Path, space: SearchSpace, points: dict[str, dict[str, Any]], wante
     print(f"{path}: {len(rows)} of {wanted} candidates, {path.stat().st_size / 1024:.0f} KiB", flush=True)
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def read_points(path: Path) -> list[dict[str, Any]]:
     """Whole lines only: the last one may have been torn by a kill."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
-def _one_thread() -> None:
+def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sceptic import one_thread, read_points
 from sceptic_compare import GRID, REFERENCE, Arm, Floats, Trace, draw, report, search
 
 from archsearch.experiment import Experiment
@@ -51,7 +52,7 @@ class Trained:
         self.due = due
         self.points: dict[str, dict[str, Any]] = {}
         self._experiments: dict[str, Experiment] = {}
-        for point in _read(path):
+        for point in read_points(path):
             self._merge(point)
 
     def meet(self, candidate: Candidate) -> str:
@@ -119,7 +120,7 @@ def train(out: Path, workers: int, seconds: float, seeds: int, budget: float) ->
     out.mkdir(parents=True, exist_ok=True)
     _space().check_data()  # once here, not once in every worker
     jobs = [(s, out, due, budget) for s in range(seeds) if not (out / f"seed-{s}.json").exists()]
-    with multiprocessing.get_context("spawn").Pool(workers, initializer=_one_thread) as pool:
+    with multiprocessing.get_context("spawn").Pool(workers, initializer=one_thread) as pool:
         whole = 0
         for seed, done in pool.imap_unordered(work, jobs, chunksize=1):
             whole += done
@@ -160,19 +161,6 @@ def _share(trace: Sequence[tuple[float, str]], table: dict[str, Any], budget: fl
 
 def _space() -> SearchSpace:
     return read_space(SPACE)
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    """Whole lines only: the last one may have been torn by a kill."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-
-
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def main() -> int:
