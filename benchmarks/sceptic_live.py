@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from sceptic import one_thread, read_points
-from sceptic_compare import GRID, REFERENCE, Arm, Floats, Trace, draw, report, search
+from sceptic_compare import DIRECTIONS, GRID, REFERENCE, Arm, Floats, Trace, draw, report, search
 
 from archsearch.experiment import Experiment
 from archsearch.search.space import Candidate, SearchSpace, read_space
@@ -149,9 +149,6 @@ def curves(out: Path) -> tuple[dict[str, Floats], float, int]:
                 ]
             )
     return found, budget, len(seeds)
-
-
-DIRECTIONS = ("maximize", "minimize")
 
 
 def _share(trace: Sequence[tuple[float, str]], table: dict[str, Any], budget: float, split: str) -> float:
