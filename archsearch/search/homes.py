@@ -129,7 +129,8 @@ class Home:
         self._kept: dict[str, tuple[int, int]] = {}
 
     def fetch(self) -> None:
-        """Copy what is kept here. What belongs to another experiment is deleted instead."""
+        """Copy what is kept here. What belongs to another experiment, of a study that was given the same
+        storage perhaps, is put aside instead."""
         from pyarrow.fs import FileType
 
         names = {
@@ -138,7 +139,7 @@ class Home:
             if info.type == FileType.File
         }
         if SPEC in names and self._read(names[SPEC]) != self._spec.encode():
-            self._system.delete_dir_contents(self._path)
+            self._put_aside(names)
             names = {}
         for name, path in names.items():
             if name.endswith(_PARTIAL):
@@ -167,6 +168,14 @@ class Home:
             with contextlib.suppress(FileNotFoundError):
                 self._system.delete_file(f"{self._path}/{name}")
             del self._kept[name]
+
+    def _put_aside(self, names: dict[str, str]) -> None:
+        """Move files, path by name, to a folder beside this one that is nobody else's."""
+        aside = f"{self._path}-replaced-{uuid.uuid4().hex[:8]}"
+        for name, path in names.items():
+            target = f"{aside}/{name}"
+            self._system.create_dir(str(PurePosixPath(target).parent), recursive=True)
+            self._system.move(path, target)
 
     def _read(self, path: str) -> bytes:
         with self._system.open_input_stream(path) as file:

@@ -64,6 +64,15 @@ def test_what_another_experiment_left_is_not_gone_on_from(uri: str, tmp_path: Pa
         (folder / "checkpoint.pt").touch()
         home.store()
     assert (folders[1] / "spec.yaml").read_text() == "lr: 2"
+    system, path = homes.open_filesystem(uri)
+    aside = [
+        info.path
+        for info in homes._below(system, path.rsplit("/", 1)[0])
+        if info.base_name == "spec.yaml" and not info.path.startswith(f"{path}/")
+    ]
+    assert len(aside) == 1
+    with system.open_input_stream(aside[0]) as file:
+        assert file.read() == b"lr: 1"
 
 
 def test_a_checkpoint_arrives_after_what_belongs_with_it(
