@@ -45,9 +45,9 @@ def ask(space: SearchSpace, out: Path, trials: int | None = None) -> Asked | Non
     trials: candidates in all; default: the space's. Raises StudyError where `out` is another's, or being
     worked on, and ValueError for a space with rungs: trials elsewhere are told about once, at their end.
     """
-    if space.search.halving is not None:
+    if space.search.scheduler not in ("auto", "none"):
         raise ValueError("ask: a space with halving is searched by sweep; expected scheduler: none")
-    sweep = _patiently(lambda: Sweep(space, out, trials))
+    sweep = _patiently(lambda: Sweep(space, out, trials, rungs=False))
     try:
         sweep.leave_open()
         while sweep.has_work:

@@ -33,7 +33,7 @@ Floats = npt.NDArray[np.float64]
 CANDIDATES, FEWER_CANDIDATES = 128, 32
 """Drawn for each proposal; the fewer ones where `LATEST` trials make each of them dear."""
 
-GOOD_SHARE = 0.15
+GOOD_SHARE = 0.08
 MOST_GOOD = 25
 LATEST = 500
 """Trials of the rest that are modelled, the newest ones."""

@@ -112,10 +112,11 @@ class SearchSpec(Spec):
     doi 10.1109/4235.996017) has a population of 20; evolution mutates layouts (arXiv 1802.01548).
     startup: candidates drawn at random before the sampler learns. start_from: model specs or experiments
     whose layouts are the first candidates, as paths relative to the space's file. scheduler: none trains
-    every trial to its end; halving stops those that are behind (`HalvingSpec`); auto is none. seeds:
-    trainings of each trial, with seeds that follow each other; its values are their means. storage: an Optuna
-    storage that the study is repeated in: auto is optuna.db in the run's folder, none is none, anything else
-    is SQLAlchemy's URL of a database. log: trackers that trials are logged to when they end.
+    every trial to its end; halving stops those that are behind (`HalvingSpec`); auto is halving as it is
+    by default, and none where trials are asked for and told about. seeds: trainings of each trial, with seeds
+    that follow each other; its values are their means. storage: an Optuna storage that the study is repeated
+    in: auto is optuna.db in the run's folder, none is none, anything else is SQLAlchemy's URL of a database.
+    log: trackers that trials are logged to when they end.
     """
 
     trials: int = Field(default=24, ge=1, le=MAX_TRIALS)
@@ -131,6 +132,8 @@ class SearchSpec(Spec):
     @property
     def halving(self) -> HalvingSpec | None:
         """The rungs, where there are any."""
+        if self.scheduler == "auto":
+            return HalvingSpec()
         return self.scheduler if isinstance(self.scheduler, HalvingSpec) else None
 
 

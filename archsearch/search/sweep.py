@@ -50,13 +50,21 @@ class Known:
 class Sweep:
     """One sweep over a space, recorded in the folder `out`, holding its lock until closed.
 
-    trials: candidates to train in all; default: the space's. begun: those that were given to training,
-    whatever became of them.
+    trials: candidates to train in all; default: the space's. rungs: whether trials come to the space's rungs,
+    if it has some, or are heard of only at their end. begun: those that were given to training, whatever
+    became of them.
 
     Raises StudyError where `out` belongs to something else: another process, another space, no run at all.
     """
 
-    def __init__(self, space: SearchSpace, out: Path, trials: int | None = None, concurrency: int = 1):
+    def __init__(
+        self,
+        space: SearchSpace,
+        out: Path,
+        trials: int | None = None,
+        concurrency: int = 1,
+        rungs: bool = True,
+    ):
         self.space = space
         self.out = out
         self.trials = trials or space.search.trials
@@ -67,7 +75,7 @@ class Sweep:
         self._combinations: set[frozenset[tuple[str, Any]]] = set()
         self._proposer = space.proposer()
         self._halving = None
-        if space.search.halving is not None:
+        if rungs and space.search.halving is not None:
             directions = {name: o.direction for name, o in space.settings.objectives.items()}
             self._halving = Halving(space.search.halving, directions)
         check_folder(out)

@@ -58,6 +58,9 @@ def test_asking_and_telling_is_a_sweep(tmp_path: Path) -> None:
         sorted(path.name for path in (tmp_path / run / "front").iterdir()) for run in ("asked", "swept")
     ]
     assert fronts[0] == fronts[1]
+    # Whoever asks tells about a trial's end only: there are no rungs, as the record says.
+    schedulers = [Study.read(tmp_path / run).header.scheduler for run in ("asked", "swept")]
+    assert schedulers == ["none", "halving (stopping)"]
     more = ask(space, tmp_path / "asked", trials=7)
     assert more is not None
     assert more.trial == "0006"

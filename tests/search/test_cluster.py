@@ -34,7 +34,11 @@ sys.exit(f"still in use: {ray.available_resources()} of {ray.cluster_resources()
 
 def space(tmp_path: Path, trials: int, tokens: str, resources: str = "{}") -> Path:
     text = (SPACES / "tiny.yaml").read_text()
-    for old, new in (("trials: 4", f"trials: {trials}"), ("8K", tokens), ("{concurrent: 2}", resources)):
+    for old, new in (
+        ("trials: 4", f"scheduler: none, trials: {trials}"),
+        ("8K", tokens),
+        ("{concurrent: 2}", resources),
+    ):
         assert old in text
         text = text.replace(old, new)
     path = tmp_path / "space.yaml"

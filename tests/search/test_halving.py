@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from archsearch.search.halving import Halving, fronts, priority, ranks
-from archsearch.search.settings import HalvingSpec
+from archsearch.search.settings import HalvingSpec, SearchSpec
 from archsearch.search.space import SearchSpace, load_space
 from archsearch.search.sweep import Sweep
 from archsearch.spec import SpecError
@@ -20,6 +20,11 @@ from archsearch.study import Study
 SPACES = Path(__file__).parent / "spaces"
 BOTH = {"recall": "maximize", "perplexity": "minimize"}
 POINTS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=30)
+
+
+def test_rungs_unless_the_space_says_otherwise() -> None:
+    assert SearchSpec().halving == SearchSpec(scheduler="halving").halving == HalvingSpec()
+    assert SearchSpec(scheduler="none").halving is None
 
 
 @given(POINTS)

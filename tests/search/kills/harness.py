@@ -23,7 +23,7 @@ from archsearch.search.retries import BACKOFF_SECONDS
 from archsearch.search.space import load_space
 from archsearch.study import Study
 
-from ..test_driver import events, workers
+from ..test_driver import ENDS, events, workers
 from ..test_storage import assert_agrees
 from .counted import WORKED
 
@@ -194,12 +194,10 @@ class Victim:
         assert not left, left
         study = Study.read(self.run)
         counts = study.counts()
-        assert counts.get("complete", 0) + counts.get("failed", 0) == trials, counts
+        assert sum(counts.get(state, 0) for state in ENDS) == trials, counts
         assert "running" not in counts
         assert failures or "failed" not in counts, [t.cause for t in study.trials.values() if t.cause]
-        ends = Counter(
-            event["trial"] for event in events(self.run) if event["state"] in ("complete", "failed")
-        )
+        ends = Counter(event["trial"] for event in events(self.run) if event["state"] in ENDS)
         assert set(ends.values()) == {1}
         for name, files in self._finished.items():
             assert study.trials[name].state == "complete"

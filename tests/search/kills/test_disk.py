@@ -12,6 +12,8 @@ import pytest
 
 from archsearch.study import StudyLog
 
+from ..test_driver import ENDS
+
 HERE = Path(__file__).parent
 OWN_MOUNTS = ["unshare", "--user", "--map-root-user", "--mount"]
 
@@ -59,7 +61,7 @@ def test_a_full_disk_ends_the_sweep_and_room_continues_it(tmp_path: Path, space:
         assert "Traceback" not in run["told"]
         assert last["record"].startswith(run["record"])
         assert not [event for event in trials(run["record"]) if event["state"] == "failed"]
-    ends = [event["trial"] for event in trials(last["record"]) if event["state"] == "complete"]
+    ends = [event["trial"] for event in trials(last["record"]) if event["state"] in ENDS]
     assert ends == [f"{trial:04d}" for trial in range(8)]
 
 
