@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 from archsearch.experiment import load_experiment
 from archsearch.search.costs import CandidateCosts, is_cost, objective_values
 from archsearch.search.folder import write_front
+from archsearch.search.known import not_finite
 from archsearch.search.space import SearchSpace, read_recorded_space
 from archsearch.search.storage import mirrored
-from archsearch.search.sweep import Sweep, not_finite
+from archsearch.search.sweep import Sweep
 from archsearch.study import Study, StudyError, StudyLog, Trial
 from archsearch.study.schema import RECORD, SPACE, SPEC, TRIALS, StudyBusy
 

@@ -7,13 +7,13 @@ the same steps that wrote it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from archsearch.search.costs import is_cost, objective_values
 from archsearch.search.folder import check_folder, check_same, write_front, write_whole, writing
 from archsearch.search.halving import Halving
+from archsearch.search.known import BAD_CANDIDATE, Known, identity, not_finite
 from archsearch.search.layout import draw
 from archsearch.search.retries import BACKOFF_SECONDS
 from archsearch.search.samplers import finite
@@ -26,25 +26,6 @@ from archsearch.study.schema import CHECKPOINT, RECORD, SPACE, SPEC, TRIALS
 
 PATIENCE = 200
 """Proposals in a row without a candidate to train, after which the space counts as exhausted."""
-
-NON_FINITE = "non-finite metric"
-BAD_CANDIDATE = ("non-finite loss", NON_FINITE, "out of memory")
-"""Causes of failure that say something about the candidate; of others the sampler learns nothing."""
-
-
-@dataclass
-class Known:
-    """A trial as far as a sweep needs it. candidate: without its experiment once the trial has ended; rungs:
-    how many it has passed; seconds: of work, when last told; retries: how often its worker was lost; node: of
-    a cluster, that worked on it last."""
-
-    state: str
-    candidate: Candidate
-    values: dict[str, float] = field(default_factory=dict)
-    rungs: int = 0
-    seconds: float = 0.0
-    retries: int = 0
-    node: str | None = None
 
 
 class Sweep:
@@ -123,7 +104,7 @@ class Sweep:
         promoted = self._promotable()
         if self._waiting or promoted is not None:
             trial = self._waiting.pop(0) if promoted is None or self._waiting else promoted
-            event = self.log.trial(trial, "running", **_identity(self.known[trial].candidate))
+            event = self.log.trial(trial, "running", **identity(self.known[trial].candidate))
             self._take(event, self.known[trial].candidate)
             self._prepare(trial, self.known[trial].candidate)
             return trial
@@ -294,7 +275,7 @@ class Sweep:
 
     def _describe(self, trial: str, candidate: Candidate) -> dict[str, Any]:
         """The first event of a new candidate."""
-        event: dict[str, Any] = {"event": "trial", "trial": trial, **_identity(candidate)}
+        event: dict[str, Any] = {"event": "trial", "trial": trial, **identity(candidate)}
         broken = {name: v for name, v in self.space.violations(candidate).items() if v > 0}
         if candidate.experiment is None:
             cause = {"kind": "invalid combination", "message": candidate.problem}
@@ -358,7 +339,7 @@ class Sweep:
     def _end(self, trial: str, state: str, fields: dict[str, Any]) -> None:
         candidate, node = self.known[trial].candidate, self.known[trial].node
         where = {} if node is None else {"node": node}
-        event = self.log.trial(trial, state, **(_identity(candidate) | fields | where))
+        event = self.log.trial(trial, state, **(identity(candidate) | fields | where))
         self._take(event, candidate)
 
     def _header(self, concurrency: int) -> dict[str, Any]:
@@ -396,18 +377,3 @@ class Sweep:
         else:
             message = f"the space holds no further candidate: ending at {left}"
         self.log.note("warning", message)
-
-
-def not_finite(values: Mapping[str, float | None], seconds: float | None) -> dict[str, Any] | None:
-    """The event's fields of a trial that scored no number somewhere."""
-    broken = [name for name, value in values.items() if not finite([value])]
-    if not broken:
-        return None
-    cause = {"kind": NON_FINITE, "message": f"{', '.join(broken)} is not a finite number"}
-    return {"cause": cause, "seconds": seconds}
-
-
-def _identity(candidate: Candidate) -> dict[str, Any]:
-    """What every line about a trial says, so that each can be read by itself. values: none yet."""
-    found = None if candidate.experiment is None else candidate.experiment.hash
-    return {"values": {}, "params": candidate.params, "hash": found}
