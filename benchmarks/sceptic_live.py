@@ -36,7 +36,6 @@ OBJECTIVES = ("recall", "perplexity")
 ARMS = (
     Arm("random", "random"),
     Arm("tpe + halving", "tpe", "halving"),
-    Arm("tpe", "tpe"),
 )
 
 
