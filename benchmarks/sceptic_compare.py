@@ -1,6 +1,6 @@
 """The sceptic's test on the table: every arm of the search, the same budget in tokens, paired by seed.
 
-    python benchmarks/sceptic_compare.py [--seeds 20] [--budget 60 120] [--table FILE] [--plot FILE.png]
+    python benchmarks/sceptic_compare.py [--seeds 20] [--budget 60 120] [--arms tpe ...] [--table FILE] [--plot FILE.png]
 
 Arms go through the proposers and schedulers that a sweep uses, one trial at a time; training is looked up
 in the table that `sceptic.py tabulate` wrote. A budget of 60 pays for 60 whole trainings. Only candidates
@@ -294,21 +294,26 @@ def main() -> None:
     parser.add_argument("--space", type=Path, default=HERE / "sceptic.yaml")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--budget", type=float, nargs="+", default=[60.0, 120.0], help="whole trainings")
+    names = [arm.name for arm in ARMS]
+    parser.add_argument("--arms", nargs="+", choices=names, default=names, help="beside random, the first")
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
+    arms = tuple(arm for arm in ARMS if arm.name in (ARMS[0].name, *arguments.arms))
     space = read_space(arguments.space)
     table = Table.read(arguments.table, space)
     print(f"{len(table.points)} candidates, {table.tokens:,} tokens each; {arguments.seeds} seeds\n")
     print(correlations(table))
     for budget in arguments.budget:
-        found = run(space, table, ARMS, arguments.seeds, budget)
-        print(f"\nA budget of {budget:g} whole trainings:\n\n{report(found, ARMS, budget)}", flush=True)
+        found = run(space, table, arms, arguments.seeds, budget)
+        print(f"\nA budget of {budget:g} whole trainings:\n\n{report(found, arms, budget)}", flush=True)
         if arguments.plot is not None and budget == arguments.budget[0]:
-            draw(found, ARMS, budget, arguments.plot)
+            draw(found, arms, budget, arguments.plot)
     print("\nControl, scores shuffled among the candidates:", flush=True)
     budget = arguments.budget[0]
     for scheduler in ("none", "halving"):
-        control = tuple(arm for arm in ARMS if arm.scheduler == scheduler and arm.budget == 1)
+        control = tuple(arm for arm in arms if arm.scheduler == scheduler and arm.budget == 1)
+        if len(control) < 2:
+            continue
         shuffled = run(space, table.shuffled(0), control, arguments.seeds, budget)
         print(f"\n{report(shuffled, control, budget)}", flush=True)
 
