@@ -1,6 +1,7 @@
 """The sceptic's test on the table: every arm of the search, the same budget in tokens, paired by seed.
 
-    python benchmarks/sceptic_compare.py [--seeds 20] [--budget 60 120] [--arms tpe ...] [--table FILE] [--plot FILE.png]
+    python benchmarks/sceptic_compare.py [--seeds 20] [--budget 60 120] [--arms tpe ...] [--table FILE]
+        [--plot FILE.png]
 
 Arms go through the proposers and schedulers that a sweep uses, one trial at a time; training is looked up
 in the table that `sceptic.py tabulate` wrote. A budget of 60 pays for 60 whole trainings. Only candidates
