@@ -282,7 +282,7 @@ def draw(found: dict[str, Floats], arms: tuple[Arm, ...], budget: float, path: P
         axes.fill_between(grid, mean - error, mean + error, alpha=0.15)
     axes.set_xlim(0, budget)
     axes.set_xlabel("tokens trained, in whole trainings")
-    axes.set_ylabel("hypervolume of the front, as a share of the whole table's")
+    axes.set_ylabel("hypervolume of the front, as a share of the best known")
     axes.set_ylim(bottom=max(0.0, float(found["random"][:, GRID // 10].mean()) - 0.05))
     axes.legend()
     figure.tight_layout()
