@@ -46,7 +46,7 @@ arch:
 data: {{mixture: {{reference: 0.5, mqar: 0.5}}}}
 training: {{tokens: {tokens}, context: 32, tokens_per_step: 256, lr: {{$log: [0.001, 0.01]}}}}
 evaluation: {{tokens: 256, examples: 8}}
-search: {{trials: {trials}}}
+search: {{trials: {trials}, scheduler: none}}
 resources: {{concurrent: {concurrent}}}
 """
 
