@@ -14,9 +14,10 @@ from typing import Any
 
 from archsearch.search.folder import write_whole
 from archsearch.search.homes import Home, delete_files, joined, local_path, read
+from archsearch.search.owner import take_storage
 from archsearch.search.work import ERROR, Outcome, TrialWork
 from archsearch.study.log import is_live
-from archsearch.study.schema import CHECKPOINT, METRICS, SPEC
+from archsearch.study.schema import CHECKPOINT, METRICS, SPEC, TRIALS
 
 SCRATCH = "archsearch-trial-"
 SHARE_OF_TIME = 0.1
@@ -112,18 +113,26 @@ def clear_scratch() -> None:
 
 @dataclass
 class Away:
-    """The driver's side of trials that run elsewhere. storage: where their folders are kept, each by its
-    name; at_run: those are the run's own folders."""
+    """The driver's side of trials that run elsewhere. storage: where their folders are kept, laid out as in a
+    run; at_run: it is the run itself."""
 
     storage: str
     stop: StopKey
     at_run: bool
     _next_look: float = 0.0
 
+    def take_storage(self, run: Path, study: str, space_hash: str) -> None:
+        """The storage is the run's from now on. Raises StudyError where it is another's."""
+        if not self.at_run:
+            take_storage(self.storage, run, study, space_hash)
+
+    def home(self, trial: str) -> str:
+        return joined(self.storage, TRIALS, trial)
+
     def tells(self, trial: str, folder: Path) -> dict[str, str]:
         """What a worker must know beside what one here is told. folder: the trial's, in the run. verdicts:
         where a guard may say why it ended the trial, if there is a path that both ends see."""
-        home = joined(self.storage, trial)
+        home = self.home(trial)
         seen = local_path(home)
         if seen is not None:
             seen.mkdir(parents=True, exist_ok=True)
@@ -134,7 +143,7 @@ class Away:
         """Copy what a person looks at into the run's folder: the learning curve, and why a trial failed."""
         for name in (METRICS, ERROR) if not self.at_run else ():
             with contextlib.suppress(OSError, ValueError):  # not there, or out of reach
-                write_whole(folder / name, read(joined(self.storage, trial, name)).decode())
+                write_whole(folder / name, read(joined(self.home(trial), name)).decode())
 
     def follow(self, folders: Mapping[str, Path]) -> None:
         """Bring what running trials have so far, now and then, where that is quick: from a path. folders: the
@@ -148,4 +157,4 @@ class Away:
     def drop_checkpoints(self, trials: Iterable[str]) -> None:
         """Trials that were stopped are not continued."""
         for trial in trials if not self.at_run else ():
-            delete_files(joined(self.storage, trial), CHECKPOINT)
+            delete_files(self.home(trial), CHECKPOINT)

@@ -21,6 +21,7 @@ from archsearch.data import TextSpec
 from archsearch.data.files import find_files
 from archsearch.search import homes
 from archsearch.search.away import Away, StopKey
+from archsearch.search.owner import check_storage, is_run_itself
 from archsearch.search.place import Place
 from archsearch.search.ray_session import ENVIRONMENT, MARK, PREFIX, clear_up, environment, silence
 from archsearch.search.space import SearchSpace
@@ -40,11 +41,13 @@ def on_cluster(space: SearchSpace, out: Path, address: str, storage: str | None)
     """The cluster at `address`: auto, HOST:PORT of its head, or ray://HOST:PORT.
 
     storage: a path or URI that all nodes share, for trials' files; default: the run's folder. Raises
-    ValueError for a cluster that cannot be joined or a storage that a node does not reach, SpecError where no
-    node has what a trial asks for, or does not see a text.
+    ValueError for a cluster that cannot be joined or a storage that a node does not reach, StudyError for one
+    that is another run's, SpecError where no node has what a trial asks for, or does not see a text.
     """
     shared = homes.absolute(storage or str(out))
-    homes.open_filesystem(shared)
+    at_run = is_run_itself(shared, out)
+    if not at_run:
+        check_storage(shared, out)
     _check_address(address)
     texts = _Texts(space)
     resources = space.settings.resources
@@ -58,7 +61,7 @@ def on_cluster(space: SearchSpace, out: Path, address: str, storage: str | None)
         raise ValueError(f"--address {address}: {_why(error)}") from None
     concurrency = min(resources.concurrent or _MANY, sum(fits.values()) // resources.processes)
     stop = StopKey(f"archsearch-stop-{uuid.uuid4().hex}")
-    away = Away(homes.joined(shared, "trials"), stop, at_run=storage is None)
+    away = Away(shared, stop, at_run)
 
     @contextlib.contextmanager
     def session(run: Path) -> Iterator[Path]:

@@ -75,8 +75,8 @@ def run_sweep(
     Ctrl-C ends the process at once. address: of a Ray cluster to run trials on (`on_cluster`), and storage
     where its nodes keep their files; default: this machine.
 
-    Raises StudyError where `out` is in use, or is a run over another space; SpecError where the space's text
-    cannot be read, or its trials ask for resources that are not there.
+    Raises StudyError where `out` is in use, or is a run over another space, or the storage is another run's;
+    SpecError where the space's text cannot be read, or its trials ask for resources that are not there.
     """
     stop = stop or threading.Event()
     with ExitStack() as stack:
@@ -85,6 +85,8 @@ def run_sweep(
         place = this_machine(space) if address is None else on_cluster(space, out, address, storage)
         sweep = Sweep(space, out, trials, place.concurrency)
         stack.callback(sweep.close)
+        if place.away is not None:
+            place.away.take_storage(out, space.name, space.hash)
         stack.enter_context(mirrored(space, out, sweep.log))
         if open_reporter is not None:
             signals.reporter = stack.enter_context(open_reporter(out))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shutil
+import time
 import uuid
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from archsearch.study.schema import CHECKPOINT, SPEC
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 _PARTIAL = ".partial"
 _WHOLE_AT_ONCE = frozenset({"s3", "gcs", "abfs"})
 """Object stores: a file is there once all of it is."""
+_SETTLE_SECONDS = 2.0
 
 
 def open_filesystem(uri: str) -> tuple[FileSystem, str]:
@@ -56,7 +59,7 @@ def local_path(uri: str) -> Path | None:
     """The path of a storage that is a folder here (a network filesystem's included), None for others."""
     if "://" not in uri:
         return Path(uri).absolute()
-    return Path(uri.removeprefix("file://")) if uri.startswith("file://") else None
+    return Path(open_filesystem(uri)[1]) if uri.startswith("file://") else None
 
 
 def delete_files(uri: str, name: str) -> None:
@@ -85,12 +88,46 @@ def exists(uri: str) -> bool:
     return bool(system.get_file_info(path).type == FileType.File)
 
 
-def write(uri: str, data: bytes) -> None:
-    """Write a small file, and the folders above it."""
+def folders(uri: str) -> list[str]:
+    """The names of the folders in the folder at `uri`, which need not be there."""
+    from pyarrow.fs import FileSelector, FileType
+
     system, path = open_filesystem(uri)
-    system.create_dir(str(PurePosixPath(path).parent), recursive=True)
-    with system.open_output_stream(path) as stream:
-        stream.write(data)
+    found = system.get_file_info(FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in found if info.type == FileType.Directory)
+
+
+def write(uri: str, data: bytes) -> None:
+    """Write a small file, whole, and the folders above it."""
+    system, path = open_filesystem(uri)
+    _write_whole(system, io.BytesIO(data), path)
+
+
+def write_new(uri: str, data: bytes) -> None:
+    """Write a small file unless there is one; what it holds afterwards is what the first writer wrote.
+
+    Where the file system can link files (local ones and most network ones can) nothing comes between. Others
+    can only write: the last writer wins, which is settled once two have written, so that this waits a little
+    before it returns. What remains: a writer that looked before the first one wrote, and whose file arrives
+    more than `_SETTLE_SECONDS` after the first one's, replaces it unseen.
+    """
+    system, path = open_filesystem(uri)
+    partial = f"{path}.{uuid.uuid4().hex[:8]}{_PARTIAL}"
+    if system.type_name == "local":
+        system.create_dir(str(PurePosixPath(path).parent), recursive=True)
+        Path(partial).write_bytes(data)
+        try:
+            os.link(partial, path)
+            return
+        except FileExistsError:
+            return
+        except OSError:  # no links there
+            pass
+        finally:
+            os.unlink(partial)
+    if not exists(uri):
+        write(uri, data)
+        time.sleep(_SETTLE_SECONDS)
 
 
 def read(uri: str) -> bytes:
@@ -129,8 +166,7 @@ class Home:
         self._kept: dict[str, tuple[int, int]] = {}
 
     def fetch(self) -> None:
-        """Copy what is kept here. What belongs to another experiment, of a study that was given the same
-        storage perhaps, is put aside instead."""
+        """Copy what is kept here. What another experiment's spec stands beside is put aside instead."""
         from pyarrow.fs import FileType
 
         names = {
@@ -139,6 +175,8 @@ class Home:
             if info.type == FileType.File
         }
         if SPEC in names and self._read(names[SPEC]) != self._spec.encode():
+            # A storage is one run's (`owner`). But a run's folder may have been copied, two may have taken a
+            # bucket at once, and another version may spell the spec otherwise: its checkpoint need not fit.
             self._put_aside(names)
             names = {}
         for name, path in names.items():
@@ -183,14 +221,20 @@ class Home:
             return found
 
     def _write(self, source: Path, target: str) -> None:
-        whole = self._system.type_name in _WHOLE_AT_ONCE
-        first = target if whole else f"{target}.{uuid.uuid4().hex[:8]}{_PARTIAL}"
-        if not whole:
-            self._system.create_dir(str(PurePosixPath(target).parent), recursive=True)
-        with open(source, "rb") as file, self._system.open_output_stream(first) as stream:
-            shutil.copyfileobj(file, stream, 1 << 20)
-        if not whole:
-            self._system.move(first, target)
+        with open(source, "rb") as file:
+            _write_whole(self._system, file, target)
+
+
+def _write_whole(system: FileSystem, source: IO[bytes], target: str) -> None:
+    """The file at `target` holds all of `source` or is as it was."""
+    whole = system.type_name in _WHOLE_AT_ONCE
+    first = target if whole else f"{target}.{uuid.uuid4().hex[:8]}{_PARTIAL}"
+    if not whole:
+        system.create_dir(str(PurePosixPath(target).parent), recursive=True)
+    with system.open_output_stream(first) as stream:
+        shutil.copyfileobj(source, stream, 1 << 20)
+    if not whole:
+        system.move(first, target)
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -165,6 +165,11 @@ def test_a_killed_and_an_interrupted_driver_leave_nothing_behind(by_hand: str, t
     first.communicate()
     assert_idle(by_hand)
 
+    code, printed = ended(sweep(path, tmp_path / "other", by_hand, *more))
+    assert (code, printed.count("\n")) == (2, 1)
+    assert printed.startswith(f"{kept.as_uri()}: is used by another run, {run} on ")
+    assert not (tmp_path / "other").exists()
+
     second = sweep(path, run, by_hand, *more)
     wait_for(lambda: states(run, "complete"))
     trial = wait_for(

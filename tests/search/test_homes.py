@@ -93,6 +93,7 @@ def test_paths_are_those_of_every_machine(tmp_path: Path, monkeypatch: pytest.Mo
     assert homes.absolute("kept") == f"{tmp_path}/kept"
     assert homes.absolute("s3://bucket/kept") == "s3://bucket/kept"
     assert homes.local_path("s3://bucket/kept") is None
+    assert homes.local_path((tmp_path / "a b").as_uri()) == tmp_path / "a b"
     assert homes.joined("s3://bucket/kept?region=x", "trials", "0") == "s3://bucket/kept/trials/0?region=x"
 
 
@@ -104,19 +105,20 @@ def test_storage_that_cannot_be_opened_is_said(uri: str) -> None:
 
 def test_what_a_person_looks_at_is_brought_to_the_run(tmp_path: Path) -> None:
     kept, run = tmp_path / "kept", tmp_path / "run"
-    for folder in (kept / "0000", run):
+    home = kept / "trials/0000"
+    for folder in (home, run):
         folder.mkdir(parents=True)
-    (kept / "0000/metrics.jsonl").write_text("1\n")
-    (kept / "0000/checkpoint.pt").touch()
+    (home / "metrics.jsonl").write_text("1\n")
+    (home / "checkpoint.pt").touch()
     away = Away(str(kept), StopKey("key"), at_run=False)
     away.follow({"0000": run, "0001": run})
     assert listed(run) == ["metrics.jsonl"]
-    (kept / "0000/error.txt").write_text("no memory")
+    (home / "error.txt").write_text("no memory")
     away.bring("0000", run)
     assert (run / "error.txt").read_text() == "no memory"
     Away("nowhere://x", StopKey("key"), at_run=False).bring("0000", run)
     away.drop_checkpoints(["0000", "0001"])
-    assert listed(kept) == ["0000/error.txt", "0000/metrics.jsonl"]
+    assert listed(home) == ["error.txt", "metrics.jsonl"]
 
 
 def test_a_trial_goes_on_elsewhere_from_what_was_stored(tmp_path: Path) -> None:
