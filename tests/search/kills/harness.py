@@ -33,6 +33,10 @@ ORPHANS_SECONDS = 15.0
 LONGEST_PAUSE_SECONDS = 1.5
 EARLY_SECONDS = 8.0
 """About as long as a sweep takes to start: kills at any time within it hit every stage of that."""
+ENDLESS = 100_000
+"""Trials while there are kills to come: however quick the machine, each finds a sweep at work."""
+ATTEMPTS = 10
+"""At one kill, where there was nothing to kill at its moment: a worker between two trials."""
 
 TOLD = re.compile(r"\d\d:\d\d:\d\d  |\w+ after \d|interrupted; the same command continues ")
 """All that a sweep may say on stderr: events, where it stands, how it goes on. No word of an exception."""
@@ -42,7 +46,10 @@ Process = tuple[int, str]
 
 
 class Victim:
-    """A sweep over `space` in the folder `run`, and what is done to it."""
+    """A sweep over `space` in the folder `run`, and what is done to it.
+
+    trials: in all, once it has been left to finish. shots: workers that were sent a SIGKILL.
+    """
 
     def __init__(self, space: str, run: Path, seed: int):
         self.space = HERE / space
@@ -50,6 +57,8 @@ class Victim:
         self.random = random.Random(seed)
         self.done: Counter[str] = Counter()
         self.codes: list[int] = []
+        self.trials = ENDLESS
+        self.shots = 0
         self.output = run.with_name(run.name + ".out")
         self.errors = run.with_name(run.name + ".err")
         self.driver: subprocess.Popen[bytes] | None = None
@@ -57,8 +66,14 @@ class Victim:
         self._finished: dict[str, tuple[Any, ...]] = {}
 
     def suffer(self, kill: str) -> None:
-        """One kill, at a random moment; the sweep is started where it does not run. Nothing is done to one
-        that is finished."""
+        """One kill, at a random moment; the sweep is started where it does not run."""
+        for _ in range(ATTEMPTS):
+            if self._hit(kill):
+                self.done[kill] += 1
+                return
+        raise AssertionError(f"{kill}: found nothing to kill, {ATTEMPTS} times: {self._told()}")
+
+    def _hit(self, kill: str) -> bool:
         driver = self._running()
         give_up = time.monotonic() + PATIENCE_SECONDS
         wait = self.random.uniform(0, EARLY_SECONDS if self.random.random() < 0.25 else LONGEST_PAUSE_SECONDS)
@@ -66,15 +81,19 @@ class Victim:
         while not (self._locked(driver) and (not needs_worker or any(workers(self.run)))):
             assert time.monotonic() < give_up, f"{kill}: waited in vain"
             if driver.poll() is not None:
-                return
+                return False
             time.sleep(0.01)
         self._look()
         time.sleep(wait)
-        if driver.poll() is None and getattr(self, f"_{kill}")(driver):
-            self.done[kill] += 1
+        return driver.poll() is None and bool(getattr(self, f"_{kill}")(driver))
 
-    def finish(self) -> None:
-        """Run the command until there is nothing left to do."""
+    def finish(self, trials: int = 0) -> None:
+        """Run the command until there is nothing left to do: `trials`, or the space's, or as many as have
+        begun, whichever is most."""
+        if self.driver is not None and self.driver.poll() is None:
+            self._interrupt(self.driver)
+        begun = {event["trial"] for event in events(self.run) if event["state"] == "running"}
+        self.trials = max(trials, load_space(self.space).search.trials, len(begun))
         for _ in range(5):
             driver = self._running()
             code = self._ended(driver)
@@ -91,7 +110,10 @@ class Victim:
         command = [sys.executable, str(HERE / "counted.py"), "sweep", str(self.space), "--no-dashboard"]
         with open(self.output, "ab") as output, open(self.errors, "ab") as errors:
             self.driver = subprocess.Popen(
-                [*command, "--out", str(self.run)], stdout=output, stderr=errors, start_new_session=True
+                [*command, "--out", str(self.run), "--trials", str(self.trials)],
+                stdout=output,
+                stderr=errors,
+                start_new_session=True,
             )
         return self.driver
 
@@ -134,19 +156,29 @@ class Victim:
         return self._ended(driver) == -signal.SIGKILL
 
     def _worker(self, driver: subprocess.Popen[bytes]) -> bool:
-        """One that has not been killed so often that its trial would fail for it."""
-        lost = Counter(event["trial"] for event in events(self.run) if "retries" in event)
-        for victim, trial in workers(self.run):
-            if lost[trial] < len(BACKOFF_SECONDS):
-                os.kill(victim, signal.SIGKILL)
-                return self._wait(lambda: sum("retries" in e for e in events(self.run)) > sum(lost.values()))
-        return False
+        """One that has not been killed so often that its trial would fail for it, and whose trial did not end
+        while we aimed."""
+        lost = self._lost()
+        found = [(pid, trial) for pid, trial in workers(self.run) if lost.count(trial) < len(BACKOFF_SECONDS)]
+        if not found:
+            return False
+        victim, trial = found[0]
+        self.shots += 1
+        os.kill(victim, signal.SIGKILL)
+        self._wait(lambda: self._lost() != lost or trial in self._ends())
+        return self._lost() != lost
 
     def _hang(self, driver: subprocess.Popen[bytes]) -> bool:
         """A stopped process does nothing any more, not even in other threads of its own."""
-        for victim, trial in workers(self.run):
-            os.kill(victim, signal.SIGSTOP)
-            return self._wait(lambda trial=trial: _cause(self.run, trial) == "time limit")
+        found = list(workers(self.run))
+        if not found:
+            return False
+        victim, trial = found[0]
+        os.kill(victim, signal.SIGSTOP)
+        self._wait(lambda: trial in self._ends())
+        if self._ends()[trial] == "time limit":
+            return True
+        os.kill(victim, signal.SIGCONT)  # its trial ended while we aimed
         return False
 
     def _raylet(self, driver: subprocess.Popen[bytes]) -> bool:
@@ -177,24 +209,32 @@ class Victim:
         assert code in (0, 3, 130), (code, self._told())
         return code == 130
 
-    def _wait(self, condition: Callable[[], bool]) -> bool:
+    def _wait(self, condition: Callable[[], bool]) -> None:
         give_up = time.monotonic() + PATIENCE_SECONDS
         while not condition():
             assert time.monotonic() < give_up, "waited in vain"
             self._look()
             time.sleep(0.1)
-        return True
+
+    def _lost(self) -> list[str]:
+        """The trial of every worker that was lost."""
+        return [event["trial"] for event in events(self.run) if "retries" in event]
+
+    def _ends(self) -> dict[str, str]:
+        """How every trial that has ended did: its cause, or its state."""
+        found = [event for event in events(self.run) if event["state"] in ENDS]
+        return {event["trial"]: event.get("cause", {}).get("kind", event["state"]) for event in found}
 
     # What must be so afterwards.
 
-    def assert_unharmed(self, *, trials: int, failures: bool = False) -> Study:
+    def assert_unharmed(self, *, failures: bool = False) -> Study:
         """No finished trial lost or repeated, none left running, the storage as the record, nobody left, and
         no word of an error."""
         left = self._orphans()
         assert not left, left
         study = Study.read(self.run)
         counts = study.counts()
-        assert sum(counts.get(state, 0) for state in ENDS) == trials, counts
+        assert sum(counts.get(state, 0) for state in ENDS) == self.trials, counts
         assert "running" not in counts
         assert failures or "failed" not in counts, [t.cause for t in study.trials.values() if t.cause]
         ends = Counter(event["trial"] for event in events(self.run) if event["state"] in ENDS)
@@ -262,8 +302,3 @@ def _name(pid: int) -> str:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
         return ""
-
-
-def _cause(run: Path, trial: str) -> str | None:
-    found = [event["cause"]["kind"] for event in events(run) if event["trial"] == trial and "cause" in event]
-    return found[0] if found else None

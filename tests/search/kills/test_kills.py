@@ -37,7 +37,7 @@ def killed(space: str, run: Path, kills: dict[str, int], seed: int) -> Victim:
     for kill in schedule(kills, seed):
         victim.suffer(kill)
     victim.finish()
-    print(f"{space}: {dict(victim.done)}, exit codes {victim.codes}")
+    print(f"{space}: {dict(victim.done)}, {victim.trials} trials, exit codes {victim.codes}")
     return victim
 
 
@@ -47,12 +47,12 @@ def test_there_are_fifty() -> None:
 
 @pytest.mark.slow
 def test_one_trial_at_a_time_finds_what_an_undisturbed_sweep_finds(tmp_path: Path) -> None:
-    undisturbed = Victim("sequential.yaml", tmp_path / "undisturbed", 0)
-    undisturbed.finish()
-    undisturbed.assert_unharmed(trials=36)
     victim = killed("sequential.yaml", tmp_path / "killed", SEQUENTIAL, seed=1)
     assert victim.done == SEQUENTIAL
-    study = victim.assert_unharmed(trials=36)
+    study = victim.assert_unharmed()
+    undisturbed = Victim("sequential.yaml", tmp_path / "undisturbed", 0)
+    undisturbed.finish(victim.trials)
+    undisturbed.assert_unharmed()
     assert results(victim.run) == results(undisturbed.run)
     front = [trial.id for trial in Study.read(undisturbed.run).front()]
     assert [trial.id for trial in study.front()] == front
@@ -63,7 +63,7 @@ def test_one_trial_at_a_time_finds_what_an_undisturbed_sweep_finds(tmp_path: Pat
 def test_two_trials_at_a_time(tmp_path: Path) -> None:
     victim = killed("pairs.yaml", tmp_path / "killed", PAIRS, seed=2)
     assert victim.done == PAIRS
-    victim.assert_unharmed(trials=64)
+    victim.assert_unharmed()
 
 
 @pytest.mark.slow
@@ -71,7 +71,7 @@ def test_hostile_trials(tmp_path: Path) -> None:
     """Trials that raise, diverge, take memory without end and never end, are killed as well."""
     victim = killed("hostile.yaml", tmp_path / "killed", HOSTILE, seed=3)
     assert victim.done == HOSTILE
-    study = victim.assert_unharmed(trials=14, failures=True)
+    study = victim.assert_unharmed(failures=True)
     kinds = {trial.id: trial.cause["kind"] for trial in study.trials.values() if trial.cause}
     assert {"non-finite loss", "ValueError", "out of memory", "time limit"} <= set(kinds.values())
     for trial, kind in kinds.items():
@@ -79,4 +79,4 @@ def test_hostile_trials(tmp_path: Path) -> None:
         assert (victim.run / "trials" / trial / "error.txt").read_text()
     # What would happen again is not tried again.
     began = [event["trial"] for event in events(victim.run) if event.get("retries")]
-    assert len(began) == HOSTILE["worker"]
+    assert HOSTILE["worker"] <= len(began) <= victim.shots
