@@ -88,10 +88,11 @@ def attention_case(
         )[0]
         return y.transpose(1, 2)
 
-    def own(mode: Any) -> Tensor:
-        return causal_attention(q, k, v, scale=scale, window=window, kernels=Kernels(mode, DEVICE))
+    def own(kernels: Kernels) -> Tensor:
+        return causal_attention(q, k, v, scale=scale, window=window, kernels=kernels)
 
-    steps = {"own": step(lambda: own("auto")), "own native": step(lambda: own("native")), "sdpa": step(bare)}
+    auto, native = Kernels("auto", DEVICE), Kernels("native", DEVICE)
+    steps = {"own": step(partial(own, auto)), "own native": step(partial(own, native)), "sdpa": step(bare)}
     others: dict[str, Callable[[], Tensor]] = {"flash": flash} if CUDA else {}
     if window is not None:
         at = torch.arange(length, device=DEVICE)
@@ -108,7 +109,7 @@ def attention_case(
             steps[name] = step(run)
         except Exception as error:
             row[f"{name} error"] = explained(error)
-    taken = dict(zip(steps, seconds(list(steps.values()), 2 * report.rounds), strict=True))
+    taken = dict(zip(steps, seconds(list(steps.values()), 4 * report.rounds), strict=True))
     row |= {f"{name} ms": milliseconds(readings) for name, readings in taken.items()}
     if window is None:
         row["TFLOP/s"] = round(7 * b * h * length**2 * e / row["own ms"] / 1e9, 1)

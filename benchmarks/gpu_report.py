@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import random
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,10 @@ CASE_SECONDS = 120.0
 
 ROUND_SECONDS = 12.0
 """After these, no further round of a timing is begun."""
+
+READING_SECONDS, MOST_REPEATS = 0.02, 50
+"""What a reading lasts at least, up to so many repeats: as in training, the host launches a step while the
+GPU still works on the one before, and neither the first launch nor the wait at the end counts."""
 
 
 class OutOfTime(Exception):
@@ -96,22 +101,38 @@ def synchronise() -> None:
 
 
 def seconds(steps: Sequence[Callable[[], object]], rounds: int, warm: int = 2) -> list[list[float]]:
-    """Seconds of each step by round. Steps take turns, every other round backwards."""
+    """Seconds of each step by round.
+
+    Steps take turns in an order drawn anew (by a fixed seed) every other round, and backwards in the round
+    after it: a step that always followed the same other one would have the clock that this one leaves, which
+    is lower after long products. Short steps are repeated within a reading.
+    """
     for step in [*steps] * warm:
         step()
+    repeats = [max(1, min(MOST_REPEATS, int(READING_SECONDS / reading(step, 1)))) for step in steps]
     taken: list[list[float]] = [[] for _ in steps]
+    order, draw = list(range(len(steps))), random.Random(0)
     begun = time.monotonic()
     for i in range(rounds):
         if i and time.monotonic() - begun > ROUND_SECONDS:
             break
-        order = list(enumerate(steps))
-        for j, step in order if i % 2 == 0 else reversed(order):
-            synchronise()
-            start = time.perf_counter()
-            step()
-            synchronise()
-            taken[j].append(time.perf_counter() - start)
+        if i % 2 == 0:
+            draw.shuffle(order)
+        else:
+            order.reverse()
+        for j in order:
+            taken[j].append(reading(steps[j], repeats[j]))
     return taken
+
+
+def reading(step: Callable[[], object], repeats: int) -> float:
+    """Seconds of a step, of so many one after another."""
+    synchronise()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        step()
+    synchronise()
+    return (time.perf_counter() - start) / repeats
 
 
 def milliseconds(taken: list[float]) -> float:
