@@ -77,13 +77,13 @@ class Mamba1Mixer(Mixer):
     def forward(self, x_bld: Tensor, call: Call | None = None) -> Tensor:
         x, z = self.in_proj(x_bld).chunk(2, dim=-1)
         u = masked(self.conv(masked(x, call)), call)
-        return self._finish(self._scan(u)[0], z, call)
+        return self._out(self._gated_scan(u, z, call)[0])
 
     def prefill(self, x_bld: Tensor, call: Call | None = None) -> tuple[Tensor, Mamba1State]:
         x, z = self.in_proj(x_bld).chunk(2, dim=-1)
         u, conv_state = self.conv.prefill(masked(x, call))
-        y, ssm_state = self._scan(masked(u, call))
-        return self._finish(y, z, call), Mamba1State(conv_state, ssm_state)
+        y, ssm_state = self._gated_scan(masked(u, call), z, call)
+        return self._out(y), Mamba1State(conv_state, ssm_state)
 
     def step(self, x_bd: Tensor, state: Mamba1State, call: Call | None = None) -> tuple[Tensor, Mamba1State]:
         x, z = self.in_proj(x_bd).chunk(2, dim=-1)
@@ -95,18 +95,23 @@ class Mamba1Mixer(Mixer):
         else:
             y, ssm = self._each_head(selective_scan_step, u, dt, B, C, state.ssm_bin)
             y = y.to(u.dtype) + self.D.to(u.dtype) * u
-        return self._finish(y, z, call), Mamba1State(conv_state, ssm)
+        return self._out(self._gated(y, z, call)), Mamba1State(conv_state, ssm)
 
-    def _scan(self, u_bli: Tensor) -> tuple[Tensor, Tensor]:
-        """The convolved input -> the scan's output with the skip D u, and the last state."""
+    def _gated_scan(self, u_bli: Tensor, z_bli: Tensor, call: Call | None) -> tuple[Tensor, Tensor]:
+        """The convolved input -> the scan's output with the skip D u, gated; and the last state."""
         dt, B, C = self._chosen(u_bli)
         kernel = self.scan_kernel.of(u_bli)
-        if kernel is not None:
-            return kernel(u_bli, dt, self._A(), B, C, self.D, self.dt_proj.bias)
-        # Autocast would take the scan's matmuls in half precision.
-        with torch.autocast(u_bli.device.type, enabled=False):
-            y, state = self._each_head(selective_scan, u_bli, dt, B, C)
-        return y.to(u_bli.dtype) + self.D.to(u_bli.dtype) * u_bli, state
+        if kernel is None:
+            # Autocast would take the scan's matmuls in half precision.
+            with torch.autocast(u_bli.device.type, enabled=False):
+                y, state = self._each_head(selective_scan, u_bli, dt, B, C)
+            y = y.to(u_bli.dtype) + self.D.to(u_bli.dtype) * u_bli
+            return self._gated(y, z_bli, call), state
+        given = u_bli, dt, self._A(), B, C, self.D, self.dt_proj.bias
+        if "memory" not in self.telling:
+            return kernel(*given, z_bli=z_bli)  # what is gated there is rounded once, after the gate
+        y, state = kernel(*given)
+        return self._gated(y, z_bli, call), state
 
     def _chosen(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What each token chooses: step sizes (..., i), still without bias and softplus; B, C (..., h, n)."""
@@ -142,10 +147,11 @@ class Mamba1Mixer(Mixer):
             return heads[0]
         return torch.cat([y for y, _ in heads], -1), torch.cat([s for _, s in heads], 1)
 
-    def _finish(self, y_bli: Tensor, z_bli: Tensor, call: Call | None) -> Tensor:
-        """Gate, output projection."""
+    def _gated(self, y_bli: Tensor, z_bli: Tensor, call: Call | None) -> Tensor:
         self.tell(call, "memory", y_bli)
-        y_bli = y_bli * F.silu(z_bli)
+        return y_bli * F.silu(z_bli.to(y_bli.dtype))
+
+    def _out(self, y_bli: Tensor) -> Tensor:
         return y_bli if self.out_proj is None else self.out_proj(y_bli)
 
     def _dt(self, dt: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from contract.building import layer_of
 from torch import Tensor
 
 from archsearch.compiler import compile_model
-from archsearch.mixers.base import Surroundings
+from archsearch.mixers.base import Call, Surroundings
 from archsearch.mixers.kernels import KernelError, Kernels, calls, choice, trial
 from archsearch.mixers.kernels.choice import find
 from archsearch.mixers.kernels.table import OPERATIONS
@@ -109,12 +109,22 @@ def mamba_split_scan(
 
 
 def selective_scan(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *, D: Tensor, delta_bias: Tensor, **more: Any
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor,
+    z: Tensor | None,
+    delta_bias: Tensor,
+    **more: Any,
 ) -> Any:
     assert more == {"delta_softplus": True, "return_last_state": True}
     given = (u.mT, F.softplus(delta.mT + delta_bias), A, B.mT, C.mT)
     y, last = selective_scan_reference(*(t.float() for t in given))
-    return (y + D * u.mT).mT.to(u.dtype), last
+    y = y + D * u.mT
+    return (y if z is None else y * F.silu(z.mT)).mT.to(u.dtype), last
 
 
 def selective_state_update(
@@ -317,3 +327,28 @@ def test_mamba2s_scan_kernel_is_used_under_autocast_without_a_convolution_kernel
         y = mixer(x)
     assert seen == [torch.bfloat16]
     torch.testing.assert_close(y, native, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_mamba1s_scan_kernel_gates_where_no_other_layer_reads_what_comes_before(read: bool) -> None:
+    spec = ModelSpec.model_validate({"d_model": 32, "vocab_size": 8, "layers": ["mamba1"]})
+    mixer = MIXERS["mamba1"](spec.nodes[0].layer, Surroundings(32))
+    mixer.reset_parameters(torch.Generator().manual_seed(0))
+    if read:
+        mixer.telling["memory"] = "stream"
+    gates = []
+
+    def scan(*given: Tensor, **more: Tensor | None) -> tuple[Tensor, Tensor]:
+        gates.append(more.get("z_bli") is not None)
+        return calls.selective_scan(selective_scan, *given, **more)
+
+    x = torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(1))
+    told, told_by_kernel = Call(), Call()
+    native = mixer(x, told)
+    mixer.scan_kernel = choice.Choice("selective_scan", "kernel", "", scan, ("torch.float32",), "cpu")
+    torch.testing.assert_close(mixer(x, told_by_kernel), native, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(mixer.prefill(x)[0], native, atol=1e-5, rtol=1e-5)
+    assert gates == [not read] * 2
+    assert told.streams.keys() == told_by_kernel.streams.keys()
+    for name, stream in told.streams.items():
+        torch.testing.assert_close(told_by_kernel.streams[name], stream, atol=1e-5, rtol=1e-5)

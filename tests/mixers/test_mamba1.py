@@ -66,9 +66,16 @@ def kernel_by_convention(
     delta_bias: torch.Tensor,
     delta_softplus: bool,
     return_last_state: bool,
+    z: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     assert delta_softplus
     assert return_last_state
+    if z is not None:
+        assert z.dtype == u_bil.dtype
+        given = (u_bil, delta_bil, A_in, B_bnl, C_bnl)
+        plain = {"delta_softplus": delta_softplus, "return_last_state": return_last_state}
+        y_bil, state_bin = kernel_by_convention(*given, D=D, delta_bias=delta_bias, **plain)
+        return y_bil * F.silu(z), state_bin
     assert u_bil.dtype == delta_bil.dtype == B_bnl.dtype == C_bnl.dtype
     assert A_in.dtype == D.dtype == delta_bias.dtype == torch.float32
     if B_bnl.ndim == 4:  # by groups of channels (batch, groups, n, length)

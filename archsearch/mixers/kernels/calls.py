@@ -223,9 +223,10 @@ def selective_scan(
     C_blhn: Tensor,
     D_i: Tensor,
     dt_bias_i: Tensor,
+    z_bli: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Mamba-1's scan, with the skip D u, and the last state, through which no gradient comes. dt is still
-    without its bias and softplus."""
+    """Mamba-1's scan, with the skip D u and times SiLU(z) where given, and the last state, through which no
+    gradient comes. dt is still without its bias and softplus."""
     # The kernel wants time last and one dtype for all that varies by token.
     dt, B, C = (t.to(u_bli.dtype).movedim(1, -1) for t in (dt_bli, B_blhn, C_blhn))
     y_bil, state_bin = kernel(
@@ -235,6 +236,7 @@ def selective_scan(
         B.squeeze(1),
         C.squeeze(1),
         D=D_i.float(),
+        z=None if z_bli is None else z_bli.to(u_bli.dtype).mT,
         delta_bias=dt_bias_i.float(),
         delta_softplus=True,
         return_last_state=True,

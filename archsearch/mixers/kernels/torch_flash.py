@@ -27,4 +27,4 @@ def windowed_attention(q_blhe: Tensor, k_blge: Tensor, v_blge: Tensor, scale: fl
         window_size_left=window - 1,
         window_size_right=0,
     )[0]
-    return y_blhe[..., :width]
+    return y_blhe[..., :width] if pad else y_blhe

@@ -184,9 +184,11 @@ def _targets(logits: Tensor) -> Tensor:
     return targets
 
 
-def _scanned(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor) -> Results:
+def _scanned(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor, z: Tensor
+) -> Results:
     y, last = selective_scan_reference(u, F.softplus(dt + dt_bias), A, B.squeeze(2), C.squeeze(2))
-    return y + D * u, last
+    return (y + D * u) * F.silu(z), last
 
 
 def _scanned_once(
@@ -274,6 +276,7 @@ TRIALS = {
             "C": (BATCH, LENGTH, 1, 16),
             "D": (INNER,),
             "dt_bias": (INNER,),
+            "z": (BATCH, LENGTH, INNER),
         },
         _plain,
         _scanned,
