@@ -14,6 +14,7 @@ from gpu_report import (
     BF16,
     CUDA,
     DEVICE,
+    TUNING_SECONDS,
     Report,
     autocast,
     explained,
@@ -127,7 +128,9 @@ def parallel(report: Report, sizes: list[str]) -> None:
     for size in sizes:
         for batch, length in [(2, 32)] if report.smoke else [(1, 2048), (4, 2048), (1, 8192)]:
             report.case(
-                f"parallel/{size}/{batch}x{length}", partial(parallel_case, report, size, batch, length)
+                f"parallel/{size}/{batch}x{length}",
+                partial(parallel_case, report, size, batch, length),
+                limit=TUNING_SECONDS,
             )
 
 

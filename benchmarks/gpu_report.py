@@ -25,6 +25,9 @@ BARS = {"bfloat16": 1e-2, "float32": 1e-4, "train": 1.0, "attention": 1 / 0.95, 
 CASE_SECONDS = 120.0
 """The longest that a case may take."""
 
+TUNING_SECONDS = 300.0
+"""The same where Triton kernels may time their configurations, as they do in the first call of a shape."""
+
 ROUND_SECONDS = 12.0
 """After these, no further round of a timing is begun."""
 

@@ -17,6 +17,7 @@ from gpu_report import (
     BF16,
     CUDA,
     DEVICE,
+    TUNING_SECONDS,
     Report,
     explained,
     limited,
@@ -33,9 +34,7 @@ from archsearch.data import IGNORE
 from archsearch.mixers.base import tensors_in
 from archsearch.spec import model_cost
 
-TUNING_SECONDS = 300.0
-
-RIVAL_SECONDS = 75.0
+RIVAL_SECONDS = 150.0
 """The longest that one other model may take."""
 
 
@@ -61,6 +60,7 @@ def train(report: Report, sizes: list[str], contexts: list[int], kinds: list[str
                 report.case(
                     f"train/{size}/{context}/{layout}/{'compiled' if compiled else 'eager'}",
                     partial(train_case, report, size, context, layout, compiled, top),
+                    limit=TUNING_SECONDS,
                 )
 
 
