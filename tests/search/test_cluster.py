@@ -1,5 +1,7 @@
 """Sweeps on clusters of two nodes: trials run on both, and go on when a node, or the driver, is lost."""
 
+import contextlib
+import importlib.util
 import os
 import shutil
 import signal
@@ -113,37 +115,60 @@ def test_a_sweep_outlives_one_of_its_nodes(cluster: Any, tmp_path: Path) -> None
     assert study.trials[lost[0]["trial"]].state == "complete"
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def head(port: int, folder: Path, client: int) -> list[str]:
+    """Arguments of `ray start`. client: the port of its Ray Client, where that is installed."""
+    found = ["--head", f"--port={port}", f"--temp-dir={folder}", "--include-dashboard=false"]
+    has_client = importlib.util.find_spec("grpc") is not None
+    return [*found, f"--ray-client-server-port={client}"] if has_client else found
+
+
+@contextlib.contextmanager
+def ray_started(folder: Path, *nodes: list[str]) -> Iterator[None]:
+    """Nodes that were started with these arguments. folder: for what they print."""
+    started = []
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    try:
+        for arguments in nodes:
+            log = open(folder / f"{len(started)}.log", "w+")  # noqa: SIM115
+            started.append(
+                subprocess.Popen(
+                    [*RAY, "start", *arguments, f"--object-store-memory={STORE}", "--block"],
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    start_new_session=True,
+                )
+            )
+            wait_for(lambda log=log: "Ray runtime started" in Path(log.name).read_text())
+        yield
+    finally:
+        for process in reversed(started):
+            process.send_signal(signal.SIGTERM)
+        for process in started:
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
 @pytest.fixture
 def by_hand(short_folder: Path) -> Iterator[str]:
     """Two nodes started as the README says; the second has a custom resource. Yields the address."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     address = f"127.0.0.1:{port}"
-    common = ["--num-cpus=1", f"--object-store-memory={STORE}", "--block"]
-    head = ["start", "--head", f"--port={port}", f"--temp-dir={short_folder}", "--include-dashboard=false"]
-    other = ["start", f"--address={address}", "--resources", '{"fast": 1}']
-    started = []
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    for arguments in (head, other):
-        log = open(short_folder / f"{len(started)}.log", "w+")  # noqa: SIM115
-        started.append(
-            subprocess.Popen(
-                [*RAY, *arguments, *common],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-            )
-        )
-        wait_for(lambda log=log: "Ray runtime started" in Path(log.name).read_text())
-    yield address
-    for process in reversed(started):
-        process.send_signal(signal.SIGTERM)
-    for process in started:
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+    other = [f"--address={address}", "--num-cpus=1", "--resources", '{"fast": 1}']
+    with ray_started(short_folder, [*head(port, short_folder, free_port()), "--num-cpus=1"], other):
+        yield address
 
 
 def assert_idle(address: str) -> None:
@@ -229,3 +254,18 @@ def test_two_nodes_train_a_trial_together(cluster: Any, tmp_path: Path) -> None:
     code, printed = ended(sweep(space(tmp_path, 2, "8K", "{workers: 2}"), run, cluster.address))
     assert code == 0, printed
     assert assert_whole(run, trials=2).header.concurrency == 1
+
+
+def test_a_sweep_through_ray_client(short_folder: Path, tmp_path: Path) -> None:
+    """The driver is on no node of the cluster, and sees no Ray but the head's port for clients."""
+    pytest.importorskip("grpc", reason="Ray Client needs pip install 'ray[client]'")
+    client = free_port()
+    address, run = f"ray://127.0.0.1:{client}", tmp_path / "run"
+    with ray_started(short_folder, [*head(free_port(), short_folder, client), "--num-cpus=2"]):
+        wait_for(lambda: answers(client))
+        code, printed = ended(sweep(space(tmp_path, 4, "8K"), run, address))
+    assert code == 0, printed
+    study = assert_whole(run, trials=4)
+    assert study.counts() == {"complete": 4}
+    assert study.header.concurrency == 2
+    assert len(nodes_of(run)) == 1
