@@ -105,14 +105,21 @@ def test_a_file_that_names_no_run_is_said(tmp_path: Path, text: str) -> None:
         owner.check_storage(str(tmp_path), begun(tmp_path / "run"))
 
 
-def test_of_runs_that_begin_at_once_one_gets_it(tmp_path: Path) -> None:
+def test_of_runs_that_begin_at_once_one_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All have looked before any writes."""
     storage = str(tmp_path / "kept")
     runs = [begun(tmp_path / str(number)) for number in range(8)]
     together = threading.Barrier(len(runs))
+    write_new = homes.write_new
     outcomes = []
 
-    def begin(run: Path) -> None:
+    def written_together(uri: str, data: bytes) -> None:
         together.wait()
+        write_new(uri, data)
+
+    monkeypatch.setattr(homes, "write_new", written_together)
+
+    def begin(run: Path) -> None:
         try:
             take(storage, run)
             outcomes.append("taken")
