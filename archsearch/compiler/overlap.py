@@ -30,9 +30,9 @@ def overlapped(
         side.wait_stream(main)
         for tensor in shared:
             tensor.record_stream(side)  # its memory is not given away while the side still reads it
-    outputs = []
-    for run, stream in zip(runs, [main, *sides], strict=True):
-        with torch.cuda.stream(stream):
+    outputs = [runs[0]()]
+    for run, side in zip(runs[1:], sides, strict=True):
+        with torch.cuda.stream(side):
             outputs.append(run())
     for side, output in zip(sides, outputs[1:], strict=True):
         main.wait_stream(side)
