@@ -81,17 +81,20 @@ def spread(costs_nd: Floats) -> list[int]:
     return chosen
 
 
-def by_gain(costs_nd: Floats, reference_d: Floats) -> list[int]:
-    """An order in which every beginning of a front has much of its hypervolume: always the point that adds
-    most to those before it; at the end, in the order of `spread`, those that add nothing.
+def by_gain(costs_nd: Floats, reference_d: Floats) -> tuple[list[int], list[float]]:
+    """An order in which every beginning of a front has much of its hypervolume, and what each adds to it:
+    always the point that adds most to those before it; at the end, in the order of `spread`, those that add
+    nothing.
 
-    reference_d: costs that are worth nothing; where one is NaN (not known), the order is that of `spread`.
+    reference_d: costs that are worth nothing; where one is NaN (not known), the order is that of `spread`,
+    and nothing adds anything.
     """
     rest = spread(costs_nd)
     if np.isnan(reference_d).any():
-        return rest
+        return rest, [0.0] * len(rest)
     directions = ["minimize"] * len(reference_d)
     chosen: list[int] = []
+    gains: list[float] = []
     volume = 0.0
     # What a point adds never grows as others are chosen: old gains are bounds, and few are computed again.
     bounds = [(-np.inf, place, -1, n) for place, n in enumerate(rest)]
@@ -101,9 +104,11 @@ def by_gain(costs_nd: Floats, reference_d: Floats) -> list[int]:
             if bound >= 0:
                 break
             chosen.append(n)
+            gains.append(-bound)
             volume -= bound
         else:
             added = hypervolume(costs_nd[[*chosen, n]], reference_d, directions) - volume
             heapq.heappush(bounds, (-added if added > 1e-12 * volume else 0.0, place, len(chosen), n))
     taken = set(chosen)
-    return chosen + [n for n in rest if n not in taken]
+    left = [n for n in rest if n not in taken]
+    return chosen + left, gains + [0.0] * len(left)

@@ -21,6 +21,11 @@ from archsearch.search.crowding import fronts, spread
 from archsearch.search.settings import FRONT_ORDER, HalvingSpec
 
 Floats = npt.NDArray[np.float64]
+
+FIRST_FACTOR = 2
+"""Trials, in multiples of `eta`, that come to a rung of the stopping type before it stops any: the better of
+two early ones says little, and both teach the sampler more where they are trained to their end."""
+
 Decision = Literal["continue", "pause", "stop"]
 
 
@@ -51,7 +56,7 @@ class Halving:
         if self.spec.type == "promotion":
             return "pause"
         there = {**self.rungs[level], trial: list(values)}
-        if len(there) < self.spec.eta:
+        if len(there) < FIRST_FACTOR * self.spec.eta:
             return "continue"
         kept = math.ceil(len(there) / self.spec.eta)
         return "continue" if self._ranks(there)[trial] < kept else "stop"

@@ -43,11 +43,11 @@ FRONT_ORDER = "front"
 class HalvingSpec(Spec):
     """Successive halving over tokens trained: only the best `1 / eta` of the trials at a rung go on.
 
-    type: stopping decides when a trial comes to a rung, and lets the first ones pass; promotion lets every
-    trial wait there until it is among the best. eta: of so many trials at a rung, one goes on. start: share
-    of the training tokens at the lowest rung; each next one has eta times as many (a small model may learn to
-    recall late: scores before half of its training say less of those at its end). by: the order at a rung:
-    front (non-dominated fronts, spread out), or an objective's name.
+    type: stopping decides when a trial comes to a rung, and lets the first `2 eta - 1` pass; promotion lets
+    every trial wait there until it is among the best. eta: of so many trials at a rung, one goes on. start:
+    share of the training tokens at the lowest rung; each next one has eta times as many (a small model may
+    learn to recall late: scores before half of its training say less of those at its end). by: the order at a
+    rung: front (non-dominated fronts, spread out), or an objective's name.
     """
 
     type: Literal["stopping", "promotion"] = "stopping"

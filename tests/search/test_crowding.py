@@ -33,14 +33,15 @@ def test_the_order_by_gain_is_the_greedy_one(data: st.DataObject, d: int, n: int
     """Held against choosing by brute force; every point is there once, whether it adds something or not."""
     costs_nd = data.draw(arrays(np.float64, (n, d), elements=st.integers(-3, 3).map(float)))
     reference_d = np.full(d, 2.0)
-    order = by_gain(costs_nd, reference_d)
+    order, gains = by_gain(costs_nd, reference_d)
     assert sorted(order) == list(range(n))
     volumes = [hypervolume(costs_nd[order[: i + 1]], reference_d, ["minimize"] * d) for i in range(n)]
     for i, volume in enumerate(volumes):
         best = max(hypervolume(costs_nd[[*order[:i], m]], reference_d, ["minimize"] * d) for m in order[i:])
         assert volume == pytest.approx(best)
+        assert gains[i] == pytest.approx(volume - (volumes[i - 1] if i else 0.0), abs=1e-9)
 
 
 def test_without_a_reference_the_order_is_spread_over_the_front() -> None:
     line = np.array([[x, 10.0 - x] for x in range(11)])
-    assert by_gain(line, np.array([20.0, np.nan])) == spread(line)
+    assert by_gain(line, np.array([20.0, np.nan])) == (spread(line), [0.0] * 11)
