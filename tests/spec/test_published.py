@@ -134,4 +134,5 @@ def test_the_module_has_as_many_parameters(path: Path) -> None:
     spec = load_spec(path)
     with torch.device("meta"):
         model = LanguageModel(spec, choose_kernels("native", "cpu"))
+    assert all(tensor.is_meta for tensor in model.state_dict().values())
     assert sum(parameter.numel() for parameter in model.parameters()) == model_cost(spec, 1).total.params
