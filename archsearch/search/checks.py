@@ -11,7 +11,7 @@ from archsearch.search.choosers import Chooser, EdgeChooser, ForcedChooser, Rand
 from archsearch.search.costs import is_cost, score_names
 from archsearch.search.holes import Filled, Hole
 from archsearch.search.space import START, SearchSpace
-from archsearch.spec.errors import SpecError, nearest
+from archsearch.spec.errors import SpecError, nearest, shown
 
 RANDOM_FILLS = 50
 TRIES = 32
@@ -69,7 +69,7 @@ def _try(
         good |= _taken(filled)
         return [experiment]
     if len({str(error).split(": ")[0] for error in errors}) == 1:
-        raise SpecError(f"{errors[0]} (always so where {hole.name} is {value})", errors[0].issues)
+        raise SpecError(f"{errors[0]} (always so where {hole.name} is {shown(value)})", errors[0].issues)
     return []
 
 

@@ -24,8 +24,7 @@ def check_scheduler() -> None:
 def store_watched(lost: Callable[[str], None]) -> Iterator[None]:
     """Call `lost`, from another thread, where the process that knows a session's actors ends.
 
-    Without it Ray's calls do not come back, and a minute later its library ends the process that made them,
-    with lines of its own: there is no other session to be had in this process.
+    Without it Ray's calls do not come back, and there is no other session to be had in this process.
     """
     over = threading.Event()
 

@@ -44,7 +44,7 @@ class Guard:
     """
 
     def __init__(self, lock: Path | None, driver: int):
-        self._command = [sys.executable, "-I", "-S", __file__, str(lock or ""), str(driver)]
+        self._command = [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(lock or ""), str(driver)]
         self._process = self._start()
 
     def watch(self, folder: Path, limits: Limits) -> None:
@@ -99,12 +99,13 @@ def read_verdict(folder: Path) -> dict[str, str] | None:
 
 
 class _Watch:
-    """The guard's own process."""
+    """The guard's own process. Its parent is asked for at each look and never taken for the worker unseen: a
+    worker that died before this process began leaves it another parent, which is none of its business."""
 
-    def __init__(self, lock: str, driver: int):
+    def __init__(self, worker: int, lock: str, driver: int):
+        self.worker = worker
         self.lock = lock
         self.driver = driver
-        self.worker = os.getppid()
         self.folder: str | None = None
         self.memory: int | None = None
         self.seconds: float | None = None
@@ -185,4 +186,4 @@ def _holds(lock: str, driver: int) -> bool:
 
 
 if __name__ == "__main__":
-    _Watch(sys.argv[1], int(sys.argv[2])).run()
+    _Watch(int(sys.argv[1]), sys.argv[2], int(sys.argv[3])).run()

@@ -30,6 +30,9 @@ ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "1",
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
     "RAY_enable_metrics_collection": "0",
+    # A client that lost its session's store would end this process a minute later, without a word, though the
+    # session is long over: the store is watched instead.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "1000000",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     # Tune would write out all of its trials over and over, for a restore that is never asked for.

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-
 # torch notes which functions make tensors when a device context first asks, and keeps the note: had it found
 # the fixture's in the place of torch.empty, `with torch.device("meta")` would give memory ever after.
 with torch.device("meta"):

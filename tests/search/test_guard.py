@@ -61,6 +61,25 @@ def lives(pid: int) -> bool:
         return False
 
 
+STEPPARENT = """
+import subprocess, sys
+from archsearch.search import guard
+ended = subprocess.Popen([sys.executable, "-c", ""])
+ended.wait()
+command = [sys.executable, guard.__file__, str(ended.pid), "/no/lock", "1"]
+left = subprocess.Popen(command, stdin=subprocess.PIPE)
+left.stdin.write(b'{"folder": "/", "memory": 1, "seconds": 0}\\n')
+left.stdin.flush()
+print(left.wait(), flush=True)
+"""
+"""A guard whose worker died before it began; by what it is told, its lock and its limits, it would kill."""
+
+
+def test_a_guard_does_nothing_to_a_parent_that_is_not_its_worker() -> None:
+    stepparent = subprocess.run([sys.executable, "-c", STEPPARENT], stdout=subprocess.PIPE, text=True)
+    assert (stepparent.returncode, stepparent.stdout) == (0, "0\n")
+
+
 @pytest.mark.parametrize(
     ("what", "kind"), [(HANGS, "time limit"), (ALLOCATES, "out of memory"), (GUARD_DIES, "time limit")]
 )
