@@ -54,8 +54,13 @@ def tune_trials(sweep: Sweep, place: Place, folder: Path, reporter: Any, stop: t
             # Through Ray Client a `Tuner` would run in another process, with copies of the bridge.
             _remote=False,
         )
-    except SessionLost:
-        sweep.reopen([*bridge.running.values(), *bridge.later])
+    except Exception:
+        # Whatever it is called by now: Tune wraps what is raised while it handles a result.
+        try:
+            check_scheduler()
+        except SessionLost:
+            sweep.reopen([*bridge.running.values(), *bridge.later])
+            raise
         raise
     if bridge.blocked is not None:
         raise bridge.blocked

@@ -34,7 +34,25 @@ from archsearch.search.space import load_space
 sys.exit(run_sweep(load_space(sys.argv[1]), Path(sys.argv[2])).exit_code)
 """
 
-Start = Callable[[str, Path], "subprocess.Popen[bytes]"]
+LOSES_ITS_RAYLET = """
+import os, signal
+from archsearch.search import daemons, tuning
+
+take_back = tuning._Bridge.take_back
+once = iter([True])
+
+def late(bridge, tune_id, outcome):
+    if next(once, False):
+        from ray._private import worker
+        for raylet in worker._global_node.all_processes["raylet"]:
+            os.kill(raylet.process.pid, signal.SIGKILL)
+            raylet.process.wait()
+    take_back(bridge, tune_id, outcome)
+
+tuning._Bridge.take_back = late
+"""
+
+Start = Callable[..., "subprocess.Popen[bytes]"]
 
 
 @pytest.fixture
@@ -42,9 +60,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Starts a sweep in a session of its own, as a terminal would; nothing of it outlives the test."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def begin(space: str, run: Path) -> "subprocess.Popen[bytes]":
+    def begin(space: str, run: Path, before: str = "") -> "subprocess.Popen[bytes]":
         process = subprocess.Popen(
-            [sys.executable, "-c", RUN, str(SPACES / space), str(run)],
+            [sys.executable, "-c", before + RUN, str(SPACES / space), str(run)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
@@ -215,6 +233,20 @@ def test_a_lost_store_ends_the_sweep_with_a_line_and_the_same_command_continues(
     assert Study.read(run).status == "interrupted"
     assert ended(start("tiny.yaml", run)) == 0
     assert_whole(run, trials=4)
+
+
+@pytest.mark.slow
+def test_a_raylet_lost_while_a_result_is_handled_costs_nothing(start: Start, tmp_path: Path) -> None:
+    """Tune wraps what is raised there in an error of its own, twice over."""
+    run = tmp_path / "run"
+    process = start("tiny.yaml", run, LOSES_ITS_RAYLET)
+    _, err = process.communicate(timeout=PATIENCE_SECONDS)  # (Ray prints the raylet's last words.)
+    assert (process.returncode, err) == (0, b"")
+    study = assert_whole(run, trials=4)
+    assert [note["message"] for note in study.notes if note["level"] == "warning"] == [
+        "Ray's raylet ended with status -9; starting another in 1 s"
+    ]
+    assert not any(trial.retries for trial in study.trials.values())
 
 
 def workers(run: Path) -> Iterator[tuple[int, str]]:
