@@ -79,8 +79,11 @@ def short_folder() -> Iterator[Path]:
 @pytest.fixture
 def cluster(short_folder: Path) -> Iterator[Any]:
     """Two nodes of one core each."""
+    from ray._common.utils import get_default_ray_temp_dir
     from ray.cluster_utils import Cluster
 
+    # It notes its address there, and fails where no Ray has ever run.
+    Path(get_default_ray_temp_dir()).mkdir(parents=True, exist_ok=True)
     node = {"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False}
     found = Cluster(initialize_head=True, head_node_args={**node, "temp_dir": str(short_folder)})
     found.add_node(**node)
