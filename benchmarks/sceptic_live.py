@@ -1,6 +1,7 @@
 """The sceptic's test without a table: the arms of the search on the quickstart's space, all trained.
 
     python benchmarks/sceptic_live.py train --workers 14 --out FOLDER [--seconds 500] [--budget 30]
+        [--seeds 14] [--first 0]
     python benchmarks/sceptic_live.py report --out FOLDER [--plot FILE.png]
 
 The space is search_spaces/quickstart.yaml as it stands, learning rate and mixture continuous; only the tokens
@@ -113,12 +114,12 @@ def work(job: tuple[int, Path, float, float]) -> tuple[int, bool]:
     return seed, True
 
 
-def train(out: Path, workers: int, seconds: float, seeds: int, budget: float) -> int:
+def train(out: Path, workers: int, seconds: float, seeds: range, budget: float) -> int:
     """Train what is not in the folder yet; 0 once every seed is whole."""
     due = time.time() + seconds
     out.mkdir(parents=True, exist_ok=True)
     _space().check_data()  # once here, not once in every worker
-    jobs = [(s, out, due, budget) for s in range(seeds) if not (out / f"seed-{s}.json").exists()]
+    jobs = [(s, out, due, budget) for s in seeds if not (out / f"seed-{s}.json").exists()]
     with multiprocessing.get_context("spawn").Pool(workers, initializer=one_thread) as pool:
         whole = 0
         for seed, done in pool.imap_unordered(work, jobs, chunksize=1):
@@ -166,13 +167,15 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no training after this long")
     parser.add_argument("--seeds", type=int, default=14)
+    parser.add_argument("--first", type=int, default=0, help="the first of the seeds")
     parser.add_argument("--budget", type=float, default=30.0, help="an arm and seed, in whole trainings")
     parser.add_argument("--plot", type=Path)
     given = parser.parse_args()
     if given.command == "train":
-        return train(given.out, given.workers, given.seconds, given.seeds, given.budget)
-    found, budget, seeds = curves(given.out)
-    print(f"{seeds} seeds, a budget of {budget:g} trainings of {TOKENS:,} tokens:\n")
+        seeds = range(given.first, given.first + given.seeds)
+        return train(given.out, given.workers, given.seconds, seeds, given.budget)
+    found, budget, whole = curves(given.out)
+    print(f"{whole} seeds, a budget of {budget:g} trainings of {TOKENS:,} tokens:\n")
     print(report(found, ARMS, budget))
     if given.plot is not None:
         draw(found, ARMS, budget, given.plot)
