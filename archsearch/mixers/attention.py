@@ -59,7 +59,7 @@ class AttentionMixer(Mixer):
         self.conv = (
             ShortConv(w.qkv, spec.conv, bias=False, silu=False, kernels=around.kernels) if spec.conv else None
         )
-        self.rope = Rotary(spec.rope, self.head_dim) if spec.rope else None
+        self.rope = Rotary(spec.rope, self.head_dim, around.kernels) if spec.rope else None
         self.norm_full = spec.qk_norm == "full"
 
         def norm(width: int) -> RMSNorm | None:

@@ -70,7 +70,7 @@ class MlaMixer(Mixer):
         self.kv_norm = norm(spec.kv_rank)
         self.kv_b_proj = nn.Linear(spec.kv_rank, self.heads * spec.nope_dim + value, bias=False)
         self.gate_proj = nn.Linear(fan_in, gate, bias=False) if gate else None
-        self.rope = Rotary(spec.rope, spec.rope_dim) if spec.rope else None
+        self.rope = Rotary(spec.rope, spec.rope_dim, around.kernels) if spec.rope else None
         self.out_proj = nn.Linear(value, d_model, bias=spec.bias) if project else None
 
     def reset_parameters(self, generator: torch.Generator) -> None:

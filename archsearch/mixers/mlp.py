@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from archsearch.mixers.base import Call, Stateless, Surroundings, init_linear
+from archsearch.mixers.kernels.limits import swiglu_problem
 from archsearch.spec.layers import Mlp
 from archsearch.spec.layers.mlp import GATED
 
@@ -54,11 +55,20 @@ class MlpMixer(Stateless):
         self.up_proj = nn.Linear(spec.input_width(d_model), spec.up_width(d_model), bias=spec.bias)
         self.down_proj = nn.Linear(spec.inner_width(d_model), d_model, bias=spec.bias) if project else None
 
+        problem = swiglu_problem(spec.activation, spec.gate_scale)
+        self.gate_kernel = around.kernels.choose("swiglu", problem, needed=False)
+
     def reset_parameters(self, generator: torch.Generator) -> None:
         init_linear(self.up_proj, generator)
         if self.down_proj is not None:
             init_linear(self.down_proj, generator)
 
     def forward(self, x_bld: Tensor, call: Call | None = None) -> Tensor:
-        inner_blf = hidden_features(self.up_proj(x_bld), self.spec.activation, self.spec.gate_scale)
+        up_blu = self.up_proj(x_bld)
+        # torch.compile makes such a kernel by itself.
+        kernel = None if torch.compiler.is_compiling() else self.gate_kernel.of(up_blu)
+        if kernel is not None:
+            inner_blf = kernel(up_blu)
+        else:
+            inner_blf = hidden_features(up_blu, self.spec.activation, self.spec.gate_scale)
         return inner_blf if self.down_proj is None else self.down_proj(inner_blf)

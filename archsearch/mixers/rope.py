@@ -10,20 +10,22 @@ import math
 import torch
 from torch import Tensor, nn
 
+from archsearch.mixers.kernels import Kernels
 from archsearch.spec.layers.rope import Rope, RopeScaling
 
 
 class Rotary(nn.Module):
     """Rotates pairs of channels of each head by position * frequency; channels after the rotated ones pass.
 
-    Frequencies and angles are float64, and only the cosines and sines are rounded to the tensor's dtype:
-    positions times frequencies lose digits in float32 at long contexts. transformers keeps both in float32,
-    where an angle of a radians is off by up to a * 2^-23 or so: its rotations differ from these by that
-    rounding and by nothing else.
+    Frequencies and angles are float64, and only the cosines and sines are rounded, to the tensor's dtype (to
+    float32 for the kernel): positions times frequencies lose digits in float32 at long contexts. transformers
+    keeps both in float32, where an angle of a radians is off by up to a * 2^-23 or so: its rotations differ
+    from these by that rounding and by nothing else.
     """
 
-    def __init__(self, spec: Rope, head_dim: int):
+    def __init__(self, spec: Rope, head_dim: int, kernels: Kernels | None = None):
         super().__init__()
+        self.kernel = (kernels or Kernels()).choose("rope", needed=False)
         self.rotated = spec.rotary_dim(head_dim)
         self.interleaved = spec.interleaved
         self._frequencies = frequencies(spec, head_dim)
@@ -33,7 +35,13 @@ class Rotary(nn.Module):
     def forward(self, x_bhle: Tensor, start: int) -> Tensor:
         """Rotate positions start, start + 1, ..."""
         end = start + x_bhle.shape[2]
-        cos, sin = (table[start:end] for table in self._tables(end, x_bhle))
+        # torch.compile makes such a kernel by itself.
+        kernel = None if torch.compiler.is_compiling() else self.kernel.of(x_bhle)
+        dtype = x_bhle.dtype if kernel is None else torch.float32
+        cos, sin = (table[start:end] for table in self._tables(end, x_bhle.device, dtype))
+        if kernel is not None:
+            turned: Tensor = kernel(x_bhle, cos, sin, interleaved=self.interleaved)
+            return turned
         half = self.rotated // 2
         if self.interleaved:
             turned, rest = x_bhle.split([self.rotated, x_bhle.shape[-1] - self.rotated], dim=-1)
@@ -43,14 +51,14 @@ class Rotary(nn.Module):
         a, b, rest = x_bhle.split([half, half, x_bhle.shape[-1] - 2 * half], dim=-1)
         return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
 
-    def _tables(self, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    def _tables(self, length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos and sin (length or more, r / 2), grown as needed and kept."""
         cached = self._cached
         if (
             cached is None
             or cached[0].shape[0] < length
-            or cached[0].dtype != like.dtype
-            or cached[0].device != like.device
+            or cached[0].dtype != dtype
+            or cached[0].device != device
         ):
             grown = max(length, 2 * cached[0].shape[0] if cached is not None else 256)
             # Ordinary tensors even when the first call comes from inference mode: training may follow.
@@ -58,7 +66,8 @@ class Rotary(nn.Module):
                 angles = torch.outer(
                     torch.arange(grown, dtype=torch.float64, device="cpu"), self._frequencies
                 )
-                cached = ((angles.cos() * self._factor).to(like), (angles.sin() * self._factor).to(like))
+                cos, sin = angles.cos() * self._factor, angles.sin() * self._factor
+                cached = cos.to(device, dtype), sin.to(device, dtype)
             self._cached = cached
         return cached
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from archsearch.mixers.kernels.triton_loss import cross_entropy
 from archsearch.mixers.kernels.triton_norm import rms_norm_beside
+from archsearch.mixers.kernels.triton_rope import rotate
+from archsearch.mixers.kernels.triton_swiglu import swiglu
 
 IGNORE = -100
 
@@ -69,7 +71,53 @@ def loss(*, vocabulary: int, ignored: int) -> float:
     return error(results(logits, True), results(logits.double(), False))
 
 
+def rope(*, heads: int, width: int, pairs: int, interleaved: bool = False, packed: bool = False) -> float:
+    """packed: heads are a view of a projection that holds more."""
+    batch, length = 2, 5
+    rows = random(batch, length, heads + 2 * packed, width, seed=0)
+    cos, sin = (random(length, pairs, seed=seed) for seed in (1, 2))
+    dy = random(batch, heads, length, width, seed=3)
+
+    def results(rows: Tensor, own: bool) -> list[Tensor]:
+        leaf = rows.clone().requires_grad_()
+        x = leaf[:, :, :heads].transpose(1, 2)
+        if own:
+            y = rotate(x, cos, sin, interleaved)
+            assert y.transpose(1, 2).is_contiguous()
+        else:
+            a, b = (
+                (x[..., : 2 * pairs : 2], x[..., 1 : 2 * pairs : 2])
+                if interleaved
+                else x[..., : 2 * pairs].chunk(2, -1)
+            )
+            turned = a * cos - b * sin, b * cos + a * sin
+            first = torch.stack(turned, -1).flatten(-2) if interleaved else torch.cat(turned, -1)
+            y = torch.cat([first, x[..., 2 * pairs :]], -1)
+        # What comes back need not lie as what went out.
+        return [y, *torch.autograd.grad((y.contiguous() * dy).sum(), leaf)]
+
+    return error(results(rows, True), results(rows.double(), False))
+
+
+def gated(*shape: int) -> float:
+    up, dy = random(*shape, seed=0), random(*shape[:-1], shape[-1] // 2, seed=1)
+
+    def results(up: Tensor, own: bool) -> list[Tensor]:
+        leaf = up.clone().requires_grad_()
+        gate, value = leaf.chunk(2, -1)
+        y = swiglu(leaf) if own else F.silu(gate) * value
+        return [y, *torch.autograd.grad((y * dy).sum(), leaf)]
+
+    return error(results(up, True), results(up.double(), False))
+
+
 CASES = {
+    "rope": lambda: rope(heads=3, width=8, pairs=4),
+    "rope of a view, of a part of the channels": lambda: rope(heads=5, width=14, pairs=3, packed=True),
+    "rope of neighbours": lambda: rope(heads=2, width=10, pairs=3, interleaved=True),
+    "rope of many heads": lambda: rope(heads=9, width=1024, pairs=512),
+    "swiglu": lambda: gated(3, 5, 14),
+    "swiglu in several blocks": lambda: gated(2, 2 * 1100),
     "norm": lambda: norm(both=False),
     "norm and residual": lambda: norm(both=True),
     "norm of a sum": lambda: norm(both=True, added=torch.float32),

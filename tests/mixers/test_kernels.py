@@ -150,6 +150,18 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignore: int) -> Tensor:
     return F.cross_entropy(logits.float(), targets, ignore_index=ignore)
 
 
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    assert cos.dtype == torch.float32
+    assert not interleaved
+    a, b, rest = x.float().split([cos.shape[1], cos.shape[1], x.shape[-1] - 2 * cos.shape[1]], dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1).to(x.dtype)
+
+
+def swiglu(up: Tensor) -> Tensor:
+    gate, value = up.float().chunk(2, dim=-1)
+    return (F.silu(gate) * value).to(up.dtype)
+
+
 STAND_INS: dict[str, Callable[..., Any]] = {
     "attention": flash_attn,
     "packed_attention": flash_attn_varlen,
@@ -161,6 +173,8 @@ STAND_INS: dict[str, Callable[..., Any]] = {
     "selective_scan": selective_scan,
     "selective_scan_step": selective_state_update,
     "norm": rms_norm,
+    "rope": rotate,
+    "swiglu": swiglu,
     "cross_entropy": cross_entropy,
 }
 

@@ -4,7 +4,8 @@ The first argument is always the kernel itself, so that whatever keeps its conve
 
 Shape suffixes: b batch, l length, t all tokens of all sequences, x any heads, e head_dim of attention,
 c channels, k kernel width, j the convolution's earlier tokens, h heads, p channels a head, g groups, n state
-size, i inner width, w width of an input projection, d d_model, v vocabulary.
+size, i inner width, w width of an input projection, d d_model, v vocabulary, f pairs of rotated channels,
+u both halves of a gated projection.
 """
 
 from __future__ import annotations
@@ -285,6 +286,18 @@ def norm(
 ) -> tuple[Tensor, Tensor]:
     """RMS norm of x + added in `dtype`, and that sum, to go on from; leading axes are free."""
     return kernel(x_d, weight_d, eps, dtype, added_d)
+
+
+def rope(
+    kernel: Function, x_bhle: Tensor, cos_lf: Tensor, sin_lf: Tensor, *, interleaved: bool = False
+) -> Tensor:
+    """Pairs of channels of each head turned by the angles whose float32 cosines and sines are given."""
+    return kernel(x_bhle, cos_lf, sin_lf, interleaved)
+
+
+def swiglu(kernel: Function, up_u: Tensor) -> Tensor:
+    """SiLU of the first half of the channels, times the second."""
+    return kernel(up_u)
 
 
 def cross_entropy(kernel: Function, logits_tv: Tensor, targets_t: Tensor, *, ignore: int) -> Tensor:

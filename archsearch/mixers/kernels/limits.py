@@ -51,6 +51,14 @@ def norm_problem(width: int) -> str | None:
     return None
 
 
+def swiglu_problem(activation: str, gate_scale: float) -> str | None:
+    if activation != "swiglu":
+        return f"{activation} has no kernel"
+    if gate_scale != 1.0:
+        return f"its gate is scaled by {gate_scale:g}"
+    return None
+
+
 def selective_scan_problem(d_state: int) -> str | None:
     if d_state > SCAN_STATES:
         return f"d_state {d_state} is more than {SCAN_STATES}"

@@ -71,6 +71,8 @@ OPERATIONS: dict[str, tuple[Kernel, ...]] = {
     ),
     "selective_scan_step": (Kernel(*STATE_UPDATE, calls.selective_scan_step),),
     "norm": (Kernel("archsearch.mixers.kernels.triton_norm", "rms_norm_beside", calls.norm),),
+    "rope": (Kernel("archsearch.mixers.kernels.triton_rope", "rotate", calls.rope),),
+    "swiglu": (Kernel("archsearch.mixers.kernels.triton_swiglu", "swiglu", calls.swiglu),),
     "cross_entropy": (Kernel("archsearch.mixers.kernels.triton_loss", "cross_entropy", calls.cross_entropy),),
 }
 """Operation -> its kernels, the first usable one of which is taken. `mamba2` is a whole layer after its input

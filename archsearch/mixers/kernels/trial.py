@@ -202,6 +202,19 @@ def _plain(call: Callable[..., Results], **inputs: Tensor) -> Results:
     return call(*inputs.values())
 
 
+def _angles(x: Tensor) -> Results:
+    """Cosines and sines of the trial's angles, float32 and float64 of the same numbers."""
+    angles = torch.outer(torch.arange(LENGTH), 100.0 ** -(torch.arange(HEAD_DIM // 4) / (HEAD_DIM // 4)))
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return angles.cos().to(x.device, wide), angles.sin().to(x.device, wide)
+
+
+def _turned(x: Tensor) -> Results:
+    cos, sin = _angles(x)
+    a, b, rest = x.split([HEAD_DIM // 4, HEAD_DIM // 4, HEAD_DIM // 2], dim=-1)
+    return (torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1),)
+
+
 _HEADS: dict[str, tuple[int, ...]] = dict.fromkeys("qkv", (BATCH, HEADS, LENGTH, HEAD_DIM))
 _RATES = frozenset({"dt"}), frozenset({"A"})
 
@@ -288,6 +301,12 @@ TRIALS = {
         lambda call, x, weight: call(x, weight, eps=1e-5, dtype=x.dtype),
         lambda x, weight: (F.rms_norm(x, x.shape[-1:], weight, 1e-5), x),
         frozenset({"weight"}),
+    ),
+    "rope": Trial({"x": _HEADS["q"]}, lambda call, x: (call(x, *_angles(x)),), _turned),
+    "swiglu": Trial(
+        {"up": (BATCH, LENGTH, 2 * INNER - 16)},
+        lambda call, up: (call(up),),
+        lambda up: (F.silu(up.chunk(2, -1)[0]) * up.chunk(2, -1)[1],),
     ),
     "cross_entropy": Trial(
         {"logits": (LENGTH, INNER - 8)},
