@@ -99,7 +99,7 @@ class ExperimentRun:
     def evaluate(self) -> dict[str, float]:
         """Score the model as the experiment says; keep the scores, and the weights if training is over."""
         began = time.perf_counter()
-        metrics = score(self.model, self.experiment, self.device)
+        metrics = self._score(self.experiment.evaluation)
         self.seconds += time.perf_counter() - began
         if self.finished:
             self._keep_weights()
@@ -119,7 +119,7 @@ class ExperimentRun:
                 "examples": max(1, spec.examples // GLANCE),
             }
         )
-        metrics = score(self.model, self.experiment, self.device, less)
+        metrics = self._score(less)
         self.seconds += time.perf_counter() - began
         return metrics
 
@@ -133,6 +133,11 @@ class ExperimentRun:
         del self.model, self.trainer, self.stream
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
+
+    def _score(self, spec: EvaluationSpec) -> dict[str, float]:
+        if self.trainer.passes is not None:
+            self.trainer.passes.make_room()
+        return score(self.model, self.experiment, self.device, spec)
 
     def _keep_weights(self) -> None:
         path = self.folder / WEIGHTS

@@ -58,12 +58,14 @@ class Mixer(nn.Module, ABC):
     features (batch, length, inner_width). A mixer's state is a tuple of tensors (and plain numbers) that
     `step` replaces, never changes: an old state stays valid. Padding leaves no trace in it.
 
-    rounds_input: whether it reads its input in matmuls alone, which autocast rounds anyway.
+    rounds_input: whether it reads its input in matmuls alone, which autocast rounds anyway. recordable:
+    whether what it launches on a GPU depends on its input's shape alone, not on what is in it.
     telling: for each role in which other layers read this one, the stream that it writes. reading: for each
     role in which this one reads another, the stream that holds it. The compiler fills both.
     """
 
     rounds_input = True
+    recordable = True
 
     def __init__(self, spec: Any, around: Surroundings, project: bool = True):
         super().__init__()

@@ -39,6 +39,7 @@ class MoeMixer(Stateless):
     """
 
     rounds_input = False  # the router's scores are float32
+    recordable = False  # each expert has as many tokens as chose it
 
     def __init__(self, spec: Moe, around: Surroundings, project: bool = True):
         super().__init__(spec, around, project)

@@ -155,8 +155,6 @@ def rg_lru(x_blc: Tensor, gates_htj: Tensor, param_c: Tensor, first_b: Tensor | 
 
     first_b: the position of each sequence's first token, after padding whose x is zero; None: 0.
     """
-    if first_b is None:
-        first_b = torch.zeros(len(x_blc), dtype=torch.long, device=x_blc.device)
     return _RgLru.apply(x_blc, gates_htj, param_c, first_b)
 
 
@@ -169,7 +167,9 @@ class _RgLru(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x_blc: Tensor, gates_htj: Tensor, param_c: Tensor, first_b: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x_blc: Tensor, gates_htj: Tensor, param_c: Tensor, first_b: Tensor | None
+    ) -> Tensor:
         wide = torch.promote_types(x_blc.dtype, torch.float32)
         rate_c = -SHARPNESS * F.softplus(param_c.to(wide))
         h_blc = torch.empty(x_blc.shape, dtype=wide, device=x_blc.device)
@@ -224,7 +224,7 @@ class _Coefficients(NamedTuple):
 
 
 def _coefficients(
-    x_blc: Tensor, gates_htj: Tensor, rate_c: Tensor, block: slice, first_b: Tensor
+    x_blc: Tensor, gates_htj: Tensor, rate_c: Tensor, block: slice, first_b: Tensor | None
 ) -> _Coefficients:
     wide = rate_c.dtype
     i, r = (
@@ -238,8 +238,10 @@ def _coefficients(
     return _Coefficients(a, i, r, multiplier, x_blc[:, block] * i)
 
 
-def _starts(first_b: Tensor, block: slice) -> tuple[Tensor, Tensor]:
+def _starts(first_b: Tensor | None, block: slice) -> tuple[Any, Any]:
     """The sequences that start within a block, and where in it."""
+    if first_b is None:
+        return slice(None), slice(0, 0 if block.start else 1)
     (sequences,) = ((first_b >= block.start) & (first_b < block.stop)).nonzero(as_tuple=True)
     return sequences, first_b[sequences] - block.start
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from archsearch.mixers.base import Call
 from archsearch.mixers.kernels import Kernels
 from archsearch.mixers.moe import rebalance
 from archsearch.training.errors import TrainingFailed
+from archsearch.training.graphs import RecordedPasses, recordable
 from archsearch.training.schedule import learning_rate
 from archsearch.training.spec import TrainingSpec
 
@@ -37,7 +39,10 @@ class StepReport:
 
 
 class Trainer:
-    """Trains `model` on `stream`. Everything that decides the next step is in `state()`."""
+    """Trains `model` on `stream`. Everything that decides the next step is in `state()`.
+
+    passes: on a GPU, the model's passes as CUDA graphs; None where they run kernel by kernel.
+    """
 
     def __init__(self, model: nn.Module, stream: MixtureStream, spec: TrainingSpec, device: str = "cpu"):
         self.model = model
@@ -47,6 +52,7 @@ class Trainer:
         self.kernels = getattr(model, "kernels", Kernels())
         self.step = 0
         self.optimizer = make_optimizer(model, spec)
+        self.passes = RecordedPasses(model, self._autocast) if recordable(model, self.device) else None
 
     def train_step(self) -> StepReport:
         """One optimiser step. Raises `TrainingFailed` where the loss or the gradient is not finite."""
@@ -55,17 +61,17 @@ class Trainer:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         loss, auxiliary, losses = self._loss(self.stream.at(self.step).groups)
-        value = loss.item()
+        self._backward(loss + auxiliary)
+        total_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.clip)
+        value, norm, *parts = _on_host([loss, total_norm, *losses.values()])
         if not math.isfinite(value):
             raise TrainingFailed("non-finite loss", f"the loss is {value} at lr {lr:.3g}", self.step)
-        self._backward(loss + auxiliary)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.clip).item()
         if not math.isfinite(norm):
             raise TrainingFailed("non-finite gradient", f"its norm is {norm} at lr {lr:.3g}", self.step)
         self.optimizer.step()
         rebalance(self.model)
         self.step += 1
-        return StepReport(self.step, value, {name: part.item() for name, part in losses.items()}, lr)
+        return StepReport(self.step, value, dict(zip(losses, parts, strict=True)), lr)
 
     def _loss(self, groups: tuple[Group, ...]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """sum_s share_s * mean cross-entropy of source s: a source weighs what it has of the tokens, however
@@ -78,10 +84,8 @@ class Trainer:
         for same in by_length.values():
             # Sequences of one length go through the model together.
             inputs_bl = torch.cat([self._on_device(group.inputs_bl) for group in same])
-            call = Call()
-            with self._autocast():
-                logits_blv = self.model(inputs_bl, call)
-            for added in call.losses:
+            logits_blv, layers_losses = self._pass(inputs_bl)
+            for added in layers_losses:
                 auxiliary = auxiliary + sum(group.weight for group in same) * added
             rows = logits_blv.split([len(group.inputs_bl) for group in same])
             for group, part_blv in zip(same, rows, strict=True):
@@ -91,6 +95,14 @@ class Trainer:
                 )
         total = sum((group.weight * losses[group.source] for group in groups), torch.zeros(()))
         return total, auxiliary, {name: loss.detach() for name, loss in losses.items()}
+
+    def _pass(self, inputs_bl: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits, and what the layers add to the loss."""
+        if self.passes is not None:
+            return self.passes(inputs_bl), []
+        call = Call()
+        with self._autocast():
+            return self.model(inputs_bl, call), call.losses
 
     def _backward(self, loss: Tensor) -> None:
         loss.backward()
@@ -124,3 +136,9 @@ def make_optimizer(model: nn.Module, spec: TrainingSpec) -> torch.optim.AdamW:
         {"params": vectors, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, fused=True)
+
+
+def _on_host(scalars: Sequence[Tensor]) -> list[float]:
+    """All of them in one transfer: each would wait for the device."""
+    found: list[float] = torch.stack([scalar.detach().double() for scalar in scalars]).tolist()
+    return found

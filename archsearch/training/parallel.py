@@ -49,6 +49,7 @@ class ShardedTrainer(Trainer):
     def __init__(self, *arguments: Any, share: Share):
         super().__init__(*arguments)
         self.share = share
+        self.passes = None  # NCCL's own thread asks the GPU for its state, which ends a recording under way
 
     def _loss(self, groups: tuple[Group, ...]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The value is that of all parts, the gradient that of this one."""

@@ -1,0 +1,127 @@
+"""Passes recorded as CUDA graphs train as kernels launched one by one do. Needs a GPU."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from archsearch import compile_model
+from archsearch.data import DataSpec, MixtureStream
+from archsearch.spec import ModelSpec
+from archsearch.training.graphs import MOST_SHAPES, RecordedPasses, recordable
+from archsearch.training.loop import Trainer
+from archsearch.training.spec import TrainingSpec
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+LAYERS: list[Any] = [
+    {"attention": {"heads": 2, "window": 32}},
+    {"parallel": {"branches": [{"mamba2": {"head_dim": 16, "d_state": 16}}, "rglru"], "merge": "gate"}},
+    {"gated_deltanet": {"key_heads": 2, "value_heads": 2, "key_dim": 16, "value_dim": 16}},
+    "mlp",
+]
+
+
+def model_of(layers: list[Any]) -> nn.Module:
+    spec = ModelSpec.model_validate({"tokenizer": "bytes", "d_model": 32, "layers": layers})
+    return compile_model(spec, device="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def trainer(precision: Any = "float32") -> Trainer:
+    """Of two sources whose sequences differ in length, so that a step has two shapes."""
+    spec = TrainingSpec(tokens=8192, context=128, tokens_per_step=1024, precision=precision)
+    sources = {"recall": {"mqar": {"pairs": 4, "length": 64}}}
+    data = DataSpec.model_validate({"mixture": {"reference": 2, "recall": 1}, "sources": sources})
+    stream = MixtureStream(data, context=128, tokens_per_step=1024, seed=0)
+    return Trainer(model_of(LAYERS), stream, spec, "cuda")
+
+
+@needs_gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_training_goes_as_it_does_kernel_by_kernel(precision: str) -> None:
+    recorded, plain = trainer(precision), trainer(precision)
+    assert recorded.passes is not None
+    plain.passes = None
+    found = [[one.train_step().losses for _ in range(8)] for one in (recorded, plain)]
+    assert recorded.passes.refused is None
+    assert recorded.passes._recorded
+    for mine, its in zip(*found, strict=True):
+        assert mine == pytest.approx(its, rel=1e-4 if precision == "float32" else 2e-2)
+
+
+@needs_gpu
+def test_a_longer_sequence_in_between_changes_nothing() -> None:
+    """A layer then takes a larger table, and what is recorded reads the one before."""
+    recorded, plain = trainer(), trainer()
+    assert recorded.passes is not None
+    plain.passes = None
+    for one in (recorded, plain):
+        for _ in range(4):
+            one.train_step()
+    with torch.no_grad():
+        recorded.model(torch.zeros(1, 2000, dtype=torch.long, device="cuda"))
+    litter = [torch.full((1 << k,), float("nan"), device="cuda") for k in range(8, 20)]
+    for _ in range(4):
+        assert recorded.train_step().losses == pytest.approx(plain.train_step().losses, rel=1e-4)
+    del litter
+
+
+@needs_gpu
+def test_memory_is_given_back_and_taken_again() -> None:
+    one = trainer()
+    assert one.passes is not None
+    for _ in range(4):
+        one.train_step()
+    held = torch.cuda.memory_reserved()
+    one.optimizer.zero_grad(set_to_none=True)
+    one.passes.release()
+    assert torch.cuda.memory_reserved() < held
+    for _ in range(4):
+        one.train_step()
+    assert one.passes._recorded
+
+
+class Asks(nn.Module):
+    """Launches what its input says, which no recording can know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(8, 4))
+
+    def forward(self, ids_bl: torch.Tensor, call: Any) -> torch.Tensor:
+        y = self.weight[ids_bl]
+        return y * 2 if bool((ids_bl > 3).any()) else y
+
+
+@needs_gpu
+def test_what_cannot_be_recorded_runs_kernel_by_kernel() -> None:
+    model = Asks().cuda()
+    passes = RecordedPasses(model, nullcontext)
+    for ids in (torch.zeros(2, 3), torch.full((2, 3), 5), torch.zeros(2, 3)):
+        ids_bl = ids.long().cuda()
+        logits = passes(ids_bl)
+        assert torch.equal(logits, model(ids_bl, None))
+        logits.sum().backward()
+    assert passes.refused is not None
+
+
+@needs_gpu
+def test_so_many_shapes_are_kept() -> None:
+    model = model_of(["mlp"])
+    passes = RecordedPasses(model, nullcontext)
+    for length in range(1, MOST_SHAPES + 3):
+        ids_bl = torch.zeros(1, length, dtype=torch.long, device="cuda")
+        for _ in range(3):
+            torch.testing.assert_close(passes(ids_bl), model(ids_bl))
+    assert len(passes._recorded) == MOST_SHAPES
+
+
+def test_what_can_be_recorded() -> None:
+    gpu = torch.device("cuda")
+    assert recordable(model_of(LAYERS), gpu)
+    assert not recordable(model_of(LAYERS), torch.device("cpu"))
+    assert not recordable(model_of(["mlp", {"moe": {"experts": 2, "top_k": 1}}]), gpu)
