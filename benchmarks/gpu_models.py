@@ -89,14 +89,18 @@ def optimiser_of(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def training_step(
-    logits: Callable[[Tensor], Tensor], loss_of: Loss, optimiser: torch.optim.Optimizer, ids: Tensor
+    logits: Callable[[Tensor], Tensor],
+    loss_of: Loss,
+    optimiser: torch.optim.Optimizer,
+    ids: Tensor,
+    around: Callable[[], Any] = autocast,
 ) -> Callable[[], object]:
-    """bf16 autocast over fp32 weights. Gradients are dropped at the end, so that another model's steps in
-    between have their memory."""
+    """bf16 autocast over fp32 weights, unless `logits` sees to that by itself. Gradients are dropped at the
+    end, so that another model's steps in between have their memory."""
     targets = ids.roll(-1, 1)
 
     def step() -> None:
-        with autocast():
+        with around():
             loss = loss_of(logits(ids).flatten(0, 1), targets.flatten())
         loss.backward()
         optimiser.step()
