@@ -145,7 +145,7 @@ def parallel(report: Report, sizes: list[str]) -> None:
 
 def parallel_case(report: Report, size: str, batch: int, length: int) -> dict[str, Any]:
     """Forward and backward of Mamba-2 beside attention, overlapped and not, against the same two layers as
-    blocks one after the other; launched one kernel at a time, and as CUDA graphs."""
+    blocks one after the other; launched one kernel at a time, and as CUDA graphs, as training runs them."""
     shape = SHAPES[size]
     both = layouts(shape)["parallel"][0]["layers"][0]
     fields = {"d_model": shape.d_model, "vocab_size": 8}
@@ -167,8 +167,8 @@ def parallel_case(report: Report, size: str, batch: int, length: int) -> dict[st
             row |= _parallel_row("graphs: ", seconds(graphs, rounds))
         except Exception as error:
             row["graphs: error"] = explained(error)
-    best = min(value for name, value in row.items() if name.endswith("one after the other"))
-    return {**row, "met": best <= BARS["parallel"]}
+    prefix = "graphs: " if CUDA and "graphs: error" not in row else ""
+    return {**row, "met": row[f"{prefix}overlapped / one after the other"] <= BARS["parallel"]}
 
 
 def _parallel_row(prefix: str, taken: list[list[float]]) -> dict[str, Any]:

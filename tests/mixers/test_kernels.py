@@ -278,6 +278,26 @@ def test_an_installed_kernel_that_cannot_be_tried_is_not_used(monkeypatch: pytes
     choice.probe.cache_clear()
 
 
+@pytest.mark.parametrize("capability", [(8, 9), (9, 0), (12, 0)])
+def test_plain_attention_is_torchs_where_that_is_faster(
+    capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(choice, "probe", lambda kernel, *more: (lambda: None, "usable"))
+    choice._choose.cache_clear()
+    auto, required = Kernels("auto", "cuda"), Kernels("require", "cuda")
+    plain = auto.choose("attention")
+    if capability >= (9, 0):
+        assert plain.name == "torch.nn.functional.scaled_dot_product_attention"
+        assert plain.why == "torch's own is faster than flash_attn.flash_attn_func on this GPU"
+    else:
+        assert plain.name == "flash_attn.flash_attn_func"
+    assert auto.choose("attention", forms={"window"}).name == "flash_attn.flash_attn_func"
+    assert required.choose("attention").name == "flash_attn.flash_attn_func"
+    choice._choose.cache_clear()
+
+
 def test_forms_that_a_kernel_lacks_are_named() -> None:
     choice._choose.cache_clear()
     found = choice._choose("packed_attention", "cuda", None, frozenset({"softcap", "window"}))

@@ -68,7 +68,8 @@ class Kernels:
         if self.mode == "native":
             choice = Choice(operation, "torch", "asked for native")
         else:
-            choice = _choose(operation, self.device, problem, frozenset(forms))
+            required = needed and self.mode == "require"
+            choice = _choose(operation, self.device, problem, frozenset(forms), required)
         if needed and self.mode == "require" and choice.name == "torch":
             wanted = " or ".join(str(kernel) for kernel in OPERATIONS[operation] if forms or kernel.plain)
             raise KernelError(f"{wanted} is required for {operation}, but {choice.why}")
@@ -82,7 +83,9 @@ def choose_kernels(mode: Mode, device: str) -> Kernels:
 
 
 @cache
-def _choose(operation: str, device: str, problem: str | None, forms: frozenset[str]) -> Choice:
+def _choose(
+    operation: str, device: str, problem: str | None, forms: frozenset[str], required: bool = False
+) -> Choice:
     if not device.startswith("cuda"):
         return Choice(operation, "torch", f"the model is on {device}")
     reasons = [] if problem is None else [problem]
@@ -92,6 +95,9 @@ def _choose(operation: str, device: str, problem: str | None, forms: frozenset[s
             continue
         if not forms and not kernel.plain:
             continue
+        if not forms and not required and _is_outdone(kernel, device):
+            reasons.append(f"torch's own is faster than {kernel} on this GPU")
+            continue
         function, why = probe(kernel, operation, device)
         if function is not None:
             return Choice(operation, str(kernel), why, function, kernel.dtypes)
@@ -100,6 +106,12 @@ def _choose(operation: str, device: str, problem: str | None, forms: frozenset[s
     if operation in FUSED_IN_TORCH and not forms:
         return Choice(operation, FUSED_IN_TORCH[operation], why)
     return Choice(operation, "torch", why)
+
+
+def _is_outdone(kernel: Kernel, device: str) -> bool:
+    if kernel.outdone is None or not torch.cuda.is_available():
+        return False
+    return torch.cuda.get_device_capability(device) >= kernel.outdone
 
 
 @cache

@@ -24,6 +24,8 @@ class Kernel:
     """What it can do beyond the plain operation, of what layers may ask for."""
     plain: bool = True
     """Whether it is of use for the plain operation too."""
+    outdone: tuple[int, int] | None = None
+    """The compute capability from which on torch's own kernel does the plain operation faster."""
 
     def __str__(self) -> str:
         return f"{self.module}.{self.name}"
@@ -34,7 +36,14 @@ STATE_UPDATE = ("mamba_ssm.ops.triton.selective_state_update", "selective_state_
 
 OPERATIONS: dict[str, tuple[Kernel, ...]] = {
     "attention": (
-        Kernel("flash_attn", "flash_attn_func", calls.attention, HALF, frozenset({"window", "softcap"})),
+        Kernel(
+            "flash_attn",
+            "flash_attn_func",
+            calls.attention,
+            HALF,
+            frozenset({"window", "softcap"}),
+            outdone=(9, 0),
+        ),
         Kernel(
             "archsearch.mixers.kernels.torch_flash",
             "windowed_attention",

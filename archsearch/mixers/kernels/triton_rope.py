@@ -19,7 +19,7 @@ PAIRS_A_PROGRAM = 2048
 
 
 def rotate(x_bhle: Tensor, cos_lf: Tensor, sin_lf: Tensor, interleaved: bool) -> Tensor:
-    """Each pair (a, b) of channels becomes (a cos - b sin, b cos + a sin); those after the 2 f rotated ones pass.
+    """Each pair (a, b) of channels becomes (a cos - b sin, b cos + a sin); channels after 2 f of them pass.
 
     Pairs are a channel of each half of the rotated ones, or neighbours where interleaved. cos, sin: float32.
     Heads of the result lie beside each other in memory, token by token.
