@@ -11,7 +11,7 @@
   long       the training steps at the longer contexts
 
     python benchmarks/gpu.py [PART ...] --out FILE [--minutes 9] [--sizes 130m 1.3b] [--contexts 2048 8192]
-                             [--layouts mamba2 sequential]
+                             [--layouts mamba2 sequential] [--kinds attention mlp]
 
 Parts run in the order above. Every figure is written to FILE as it comes; another run leaves out what is
 there and goes on. A case that does not fit in memory, fails or takes too long is recorded as that. --smoke:
@@ -38,6 +38,7 @@ from gpu_speed import decode, train
 
 from archsearch.mixers.kernels import Kernels
 from archsearch.mixers.kernels.table import OPERATIONS
+from archsearch.mixers.table import MIXERS
 
 
 def machine() -> dict[str, Any]:
@@ -60,7 +61,7 @@ def parts(report: Report, given: argparse.Namespace) -> dict[str, Callable[[], N
         "train": lambda: train(report, sizes, first, kinds, compiled=False),
         "attention": lambda: attention(report),
         "parallel": lambda: parallel(report, sizes),
-        "parity": lambda: parity(report),
+        "parity": lambda: parity(report, given.kinds),
         "compiled": lambda: train(report, sizes, first, kinds, compiled=True),
         "decode": lambda: decode(report, sizes, first, kinds),
         "long": lambda: train(report, sizes, later, kinds, compiled=False),
@@ -77,6 +78,7 @@ def main() -> None:
     parser.add_argument("--contexts", nargs="+", type=int, default=[2048, 8192, 32768])
     kinds = list(layouts(SHAPES["smoke"]))
     parser.add_argument("--layouts", nargs="+", choices=kinds, default=kinds)
+    parser.add_argument("--kinds", nargs="+", choices=list(MIXERS), default=[], help="of layers, for parity")
     parser.add_argument("--smoke", action="store_true")
     given = parser.parse_args()
     if given.smoke:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from contextlib import nullcontext
 from functools import cache, partial
 from typing import Any
@@ -49,8 +50,11 @@ MANY = 64
 which may nearly cancel; single roundings of bf16, of weights alone, are then above the bar."""
 
 
-def parity(report: Report) -> None:
+def parity(report: Report, kinds: Collection[str]) -> None:
+    """kinds: of layers; all if there are none."""
     for name, fields in KINDS.items():
+        if kinds and name.split()[0] not in kinds:
+            continue
         for dtype in (FP32, BF16):
             for mode in ("auto", "native"):
                 label = str(dtype).removeprefix("torch.")

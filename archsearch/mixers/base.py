@@ -115,8 +115,8 @@ def tensors_in(state: Any) -> Iterator[Tensor]:
     """Every tensor of a (nested) state."""
     if isinstance(state, Tensor):
         yield state
-    elif isinstance(state, list | tuple):
-        for part in state:
+    elif isinstance(state, list | tuple | dict):
+        for part in state.values() if isinstance(state, dict) else state:
             yield from tensors_in(part)
 
 

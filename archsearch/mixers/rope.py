@@ -30,13 +30,15 @@ class Rotary(nn.Module):
         self.interleaved = spec.interleaved
         self._frequencies = frequencies(spec, head_dim)
         self._factor = attention_factor(spec)
-        self._cached: tuple[Tensor, Tensor] | None = None
+        self._cached: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def forward(self, x_bhle: Tensor, start: int) -> Tensor:
         """Rotate positions start, start + 1, ..."""
         end = start + x_bhle.shape[2]
-        # torch.compile makes such a kernel by itself.
-        kernel = None if torch.compiler.is_compiling() else self.kernel.of(x_bhle)
+        kernel = None
+        # torch's own form is sooner launched for one token, and torch.compile makes such a kernel by itself.
+        if x_bhle.shape[2] > 1 and not torch.compiler.is_compiling():
+            kernel = self.kernel.of(x_bhle)
         dtype = x_bhle.dtype if kernel is None else torch.float32
         cos, sin = (table[start:end] for table in self._tables(end, x_bhle.device, dtype))
         if kernel is not None:
@@ -53,13 +55,8 @@ class Rotary(nn.Module):
 
     def _tables(self, length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos and sin (length or more, r / 2), grown as needed and kept."""
-        cached = self._cached
-        if (
-            cached is None
-            or cached[0].shape[0] < length
-            or cached[0].dtype != dtype
-            or cached[0].device != device
-        ):
+        cached = self._cached.get((device, dtype))
+        if cached is None or cached[0].shape[0] < length:
             grown = max(length, 2 * cached[0].shape[0] if cached is not None else 256)
             # Ordinary tensors even when the first call comes from inference mode: training may follow.
             with torch.inference_mode(False), torch.no_grad():
@@ -68,7 +65,7 @@ class Rotary(nn.Module):
                 )
                 cos, sin = angles.cos() * self._factor, angles.sin() * self._factor
                 cached = cos.to(device, dtype), sin.to(device, dtype)
-            self._cached = cached
+            self._cached[device, dtype] = cached
         return cached
 
 
