@@ -104,10 +104,12 @@ def train_case(
     row |= rates("own", taken, tokens)
     row["own share of peak"] = round(flops / median(taken) / top, 4)
     steps = {"own": own}
-    passes = RecordedPasses(model, autocast)
     if CUDA and not compiled:
+        passes = RecordedPasses(model, autocast)
         steps["recorded"] = training_step(passes, own_loss, optimiser, ids, around=nullcontext)
-        row |= rates("recorded", seconds([steps["recorded"]], report.rounds, warm=3)[0], tokens)
+        taken = seconds([steps["recorded"]], report.rounds, warm=3)[0]
+        row |= rates("recorded", taken, tokens)
+        row["recorded share of peak"] = round(flops / median(taken) / top, 4)
         row["not recorded"] = passes.refused
     for name, rival in gpu_rivals.rivals(shape, layout, DEVICE):
         row |= against(report, steps, name, rival, ids, compiled)
