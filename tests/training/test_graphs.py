@@ -1,4 +1,6 @@
-"""Passes recorded as CUDA graphs train as kernels launched one by one do. Needs a GPU."""
+"""Passes recorded as CUDA graphs train as kernels launched one by one do (seen on a GPU alone); and when they
+are recorded, kept and given back.
+"""
 
 from __future__ import annotations
 
@@ -125,3 +127,97 @@ def test_what_can_be_recorded() -> None:
     assert recordable(model_of(LAYERS), gpu)
     assert not recordable(model_of(LAYERS), torch.device("cpu"))
     assert not recordable(model_of(["mlp", {"moe": {"experts": 2, "top_k": 1}}]), gpu)
+
+
+class Recorder:
+    """In the place of CUDA: notes the shapes that are recorded, and says how much memory there is."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.shapes: list[tuple[int, ...]] = []
+        self.free, self.needed = 1 << 40, 1 << 20
+        self.error: Exception | None = None
+        monkeypatch.setattr(torch.cuda, "make_graphed_callables", self.record)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *device: (self.free, 1 << 41))
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda *device: self.needed)
+        for name in ("memory_allocated", "memory_reserved"):
+            monkeypatch.setattr(torch.cuda, name, lambda *device: 0)
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+
+    def record(self, run: nn.Module, given: tuple[torch.Tensor, ...], **more: Any) -> None:
+        if self.error is not None:
+            raise self.error
+        self.shapes.append(tuple(given[0].shape))
+
+
+def passes_of(layers: list[Any]) -> tuple[RecordedPasses, Any]:
+    model = compile_model(ModelSpec.model_validate({"tokenizer": "bytes", "d_model": 16, "layers": layers}))
+    passes = RecordedPasses(model, nullcontext)
+
+    def run(batch: int, length: int) -> None:
+        ids_bl = torch.ones(batch, length, dtype=torch.long)
+        assert torch.equal(passes(ids_bl), model(ids_bl))
+
+    return passes, run
+
+
+def test_a_shape_is_recorded_when_it_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(monkeypatch)
+    passes, run = passes_of(["mlp"])
+    for shape in [(2, 4), (1, 4), (2, 4), (2, 4), (1, 4), (3, 4)]:
+        run(*shape)
+    assert recorder.shapes == [(2, 4), (1, 4)]
+    passes.release()
+    for _ in range(2):
+        run(2, 4)
+    assert recorder.shapes == [(2, 4), (1, 4), (2, 4)]
+
+
+def test_nothing_is_recorded_where_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(monkeypatch)
+    passes, run = passes_of(["mlp"])
+    recorder.free, recorder.needed = 1000, 501
+    for _ in range(3):
+        run(2, 4)
+    assert not recorder.shapes
+    recorder.needed = 499
+    run(2, 4)
+    assert recorder.shapes == [(2, 4)]
+    passes.make_room()
+    assert passes._recorded
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda *device: 1001)
+    passes.make_room()
+    assert not passes._recorded
+
+
+def test_a_refusal_is_told_and_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(monkeypatch)
+    passes, run = passes_of(["mlp"])
+    recorder.error = RuntimeError("operation not permitted when stream is capturing")
+    for _ in range(2):
+        run(2, 4)
+    assert passes.refused == "RuntimeError: operation not permitted when stream is capturing"
+    recorder.error = None
+    for _ in range(2):
+        run(2, 4)
+    assert not recorder.shapes
+
+
+def test_a_recording_keeps_the_tables_that_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    Recorder(monkeypatch)
+    passes, run = passes_of([{"attention": {"heads": 2}}])
+    for _ in range(2):
+        run(2, 4)
+    rope = passes.model.get_submodule("layers.0.layer.rope")
+    ((cos, sin),) = rope._cached.values()
+    kept = {id(tensor) for tensor in passes._recorded[torch.Size((2, 4))].reads}
+    run(1, 1000)
+    assert next(iter(rope._cached.values()))[0] is not cos
+    assert {id(cos), id(sin)} <= kept
+
+
+def test_a_cpu_runs_kernel_by_kernel() -> None:
+    data = DataSpec.model_validate({"mixture": {"reference": 1}})
+    stream = MixtureStream(data, context=16, tokens_per_step=32, seed=0)
+    spec = TrainingSpec(tokens=64, context=16, tokens_per_step=32)
+    model = compile_model(ModelSpec.model_validate({"tokenizer": "bytes", "d_model": 16, "layers": ["mlp"]}))
+    assert Trainer(model, stream, spec).passes is None
