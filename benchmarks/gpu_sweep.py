@@ -2,9 +2,10 @@
 
 Two sweeps of the quickstart's space, one after the other, whose trials have a share of a GPU and a core each:
 proposed at random and trained in full (no trial is stopped early), so that both do the same work. The rate
-is that of the trials that ended, from the start of the first to the end of the last.
+is that of the trials that ended, from the start of the first to the end of the last; the steady rate leaves
+out as many first ones as run at a time, which bear their workers' start.
 
-    python benchmarks/gpu_sweep.py --out FOLDER [--shares 0.25 1] [--trials 20 8] [--seconds 190]
+    python benchmarks/gpu_sweep.py --out FOLDER [--shares 0.25 1] [--trials 80 30] [--seconds 250]
 
 A sweep is interrupted after so many seconds; what ended by then counts. FOLDER gets both runs and
 rates.json. --smoke: two tiny trials on a CPU.
@@ -17,6 +18,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +38,8 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--shares", nargs="+", type=float, default=[0.25, 1.0])
-    parser.add_argument("--trials", nargs="+", type=int, default=[20, 8])
-    parser.add_argument("--seconds", type=float, default=190)
+    parser.add_argument("--trials", nargs="+", type=int, default=[80, 30])
+    parser.add_argument("--seconds", type=float, default=250)
     parser.add_argument("--smoke", action="store_true")
     given = parser.parse_args()
     if len(given.shares) != len(given.trials):
@@ -49,6 +51,8 @@ def main() -> None:
     slowest = rates[-1]["trials an hour"]
     if len(rates) > 1 and slowest:
         found["times as many"] = round(rates[0]["trials an hour"] / slowest, 2)
+        if rates[0].get("steady") and rates[-1].get("steady"):
+            found["times as many, steady"] = round(rates[0]["steady"] / rates[-1]["steady"], 2)
     (given.out / "rates.json").write_text(json.dumps(found, indent=1))
     print(json.dumps(found, indent=1))
 
@@ -68,7 +72,12 @@ def measured(out: Path, share: float, trials: int, limit: float, smoke: bool) ->
             except subprocess.TimeoutExpired:
                 sweep.kill()
     study = Study.read(run)
-    return {"gpu": share, **rate_of(study), "failed": [t.cause for t in study.ended if t.state == "failed"]}
+    at_a_time = round(1 / share) if share else 1
+    return {
+        "gpu": share,
+        **rate_of(study.complete, at_a_time),
+        "failed": [t.cause for t in study.ended if t.state == "failed"],
+    }
 
 
 def space_of(share: float, trials: int, smoke: bool) -> dict[str, Any]:
@@ -87,18 +96,22 @@ def space_of(share: float, trials: int, smoke: bool) -> dict[str, Any]:
     return space
 
 
-def rate_of(study: Study) -> dict[str, Any]:
+def rate_of(done: Sequence[Any], at_a_time: int) -> dict[str, Any]:
     """Of the trials that ended with a result."""
-    done = study.complete
     if not done:
         return {"trials": 0, "trials an hour": 0.0}
-    span = max(trial.ended or 0.0 for trial in done) - min(trial.started for trial in done)
-    return {
+    ends = sorted(trial.ended or 0.0 for trial in done)
+    span = ends[-1] - min(trial.started for trial in done)
+    found: dict[str, Any] = {
         "trials": len(done),
         "span s": round(span, 1),
         "trials an hour": round(3600 * len(done) / span, 1),
         "seconds a trial": [round(trial.seconds or 0.0, 1) for trial in done],
     }
+    if len(ends) > 2 * at_a_time:
+        # From when as many had ended as run at a time: each of those had its worker's start in it.
+        found["steady"] = round(3600 * (len(ends) - at_a_time) / (ends[-1] - ends[at_a_time - 1]), 1)
+    return found
 
 
 if __name__ == "__main__":

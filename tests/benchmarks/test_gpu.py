@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -67,6 +67,19 @@ def test_short_steps_are_repeated_and_long_ones_are_not(
     assert long == pytest.approx([0.5] * 2)
     assert least == pytest.approx([1e-6] * 2)
     assert [ran.count(name) for name in "sln"] == [1 + 2 * 6, 3, 1 + 2 * timing.MOST_REPEATS]
+
+
+def test_the_steady_rate_leaves_out_what_workers_start_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    rate_of = importlib.import_module("gpu_sweep").rate_of
+    # Two at a time: 30 s each at first, then 10.
+    ends = [30.0, 30.0, 40.0, 40.0, 50.0, 50.0]
+    done = [SimpleNamespace(started=0.0, ended=end, seconds=10.0) for end in ends]
+    found = rate_of(done, 2)
+    assert found["trials an hour"] == pytest.approx(3600 * 6 / 50)
+    assert found["steady"] == pytest.approx(3600 * 4 / 20)
+    assert "steady" not in rate_of(done[:4], 2)
+    assert rate_of([], 2) == {"trials": 0, "trials an hour": 0.0}
 
 
 @pytest.mark.slow
