@@ -36,7 +36,9 @@ sys.exit(run_sweep(load_space(sys.argv[1]), Path(sys.argv[2])).exit_code)
 
 LOSES_ITS_RAYLET = """
 import os, signal
-from archsearch.search import daemons, tuning
+from archsearch.search.ray_session import ENVIRONMENT
+os.environ |= ENVIRONMENT  # before Ray is imported
+from archsearch.search import tuning
 
 take_back = tuning._Bridge.take_back
 once = iter([True])
@@ -240,8 +242,8 @@ def test_a_raylet_lost_while_a_result_is_handled_costs_nothing(start: Start, tmp
     """Tune wraps what is raised there in an error of its own, twice over."""
     run = tmp_path / "run"
     process = start("tiny.yaml", run, LOSES_ITS_RAYLET)
-    _, err = process.communicate(timeout=PATIENCE_SECONDS)  # (Ray prints the raylet's last words.)
-    assert (process.returncode, err) == (0, b"")
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
+    assert (process.returncode, out, err) == (0, b"", b"")
     study = assert_whole(run, trials=4)
     assert [note["message"] for note in study.notes if note["level"] == "warning"] == [
         "Ray's raylet ended with status -9; starting another in 1 s"
