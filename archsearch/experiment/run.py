@@ -99,11 +99,13 @@ class ExperimentRun:
     def evaluate(self) -> dict[str, float]:
         """Score the model as the experiment says; keep the scores, and the weights if training is over."""
         began = time.perf_counter()
+        recorded = {} if self.trainer.passes is None else {"recorded passes": self.trainer.passes.told()}
         metrics = self._score(self.experiment.evaluation)
         self.seconds += time.perf_counter() - began
         if self.finished:
             self._keep_weights()
-        self._log({"evaluation": metrics, "step": self.step, "seconds": self.seconds, "time": time.time()})
+        point = {"evaluation": metrics, "step": self.step, "seconds": self.seconds, "time": time.time()}
+        self._log(point | recorded)
         if self.finished:
             # Last: a kill before this line finds the weights or the checkpoint, and trains nothing twice.
             (self.folder / CHECKPOINT).unlink(missing_ok=True)

@@ -53,6 +53,10 @@ class RecordedPasses:
         logits_blv: Tensor = run(ids_bl)
         return logits_blv
 
+    def told(self) -> dict[str, Any]:
+        """How many shapes of batch are recorded, and why no others, for a run's record."""
+        return {"shapes": len(self._recorded), **({"refused": self.refused} if self.refused else {})}
+
     def make_room(self) -> None:
         """Before other work, that needs about as much memory as training does, on a GPU that has no more."""
         if self._recorded and torch.cuda.mem_get_info()[0] < torch.cuda.memory_reserved():

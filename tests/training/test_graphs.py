@@ -166,6 +166,7 @@ def test_a_shape_is_recorded_when_it_comes_again(monkeypatch: pytest.MonkeyPatch
     for shape in [(2, 4), (1, 4), (2, 4), (2, 4), (1, 4), (3, 4)]:
         run(*shape)
     assert recorder.shapes == [(2, 4), (1, 4)]
+    assert passes.told() == {"shapes": 2}
     passes.release()
     for _ in range(2):
         run(2, 4)
@@ -195,7 +196,8 @@ def test_a_refusal_is_told_and_not_asked_for_again(monkeypatch: pytest.MonkeyPat
     recorder.error = RuntimeError("operation not permitted when stream is capturing")
     for _ in range(2):
         run(2, 4)
-    assert passes.refused == "RuntimeError: operation not permitted when stream is capturing"
+    why = "RuntimeError: operation not permitted when stream is capturing"
+    assert passes.told() == {"shapes": 0, "refused": why}
     recorder.error = None
     for _ in range(2):
         run(2, 4)
