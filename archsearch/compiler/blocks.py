@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from archsearch.compiler.lora import adapt
 from archsearch.compiler.merges import MERGE_MODULES
-from archsearch.compiler.overlap import overlapped
+from archsearch.compiler.overlap import independent, overlapped
 from archsearch.mixers.base import Call, Mixer, Surroundings, masked
 from archsearch.mixers.kernels import Kernels
 from archsearch.mixers.norms import RMSNorm, build_norm
@@ -134,20 +134,19 @@ class SequentialLayer(nn.Module):
 class ParallelLayer(nn.Module):
     """Branches that read the same input, and their merge. State: one a block of each branch; the merge's.
 
-    overlap: on a GPU, branches run at the same time.
+    overlap: on a GPU, branches run at the same time; they must be independent.
     """
 
-    overlap = True
-
-    def __init__(self, branches: list[list[Block]], merge: nn.Module):
+    def __init__(self, branches: list[list[Block]], merge: nn.Module, overlap: bool = False):
         super().__init__()
+        self.overlap = overlap
         self.branches: Any = nn.ModuleList(nn.ModuleList(blocks) for blocks in branches)
         self.merge: Any = merge
 
     def forward(self, x: Tensor, call: Call) -> Tensor:
         runs = [partial(_through, blocks, x, call) for blocks in self.branches]
         if self.overlap and x.is_cuda and not torch.compiler.is_compiling():
-            outputs = overlapped(runs, [x, list(call.streams.values())], x.device)
+            outputs = overlapped(runs, x, call)
         else:
             outputs = [run() for run in runs]
         return self.merge(outputs, x, call)
@@ -231,7 +230,8 @@ class StackBuilder:
         if node.merge is not None:
             widths = node.widths(self.spec.d_model)
             merge = MERGE_MODULES[node.merge.kind](node.merge, widths, self.around)
-            return ParallelLayer([self.stack(branch) for branch in node.branches], merge)
+            branches = [self.stack(branch) for branch in node.branches]
+            return ParallelLayer(branches, merge, overlap=independent(node))
         if node.branches:
             return SequentialLayer(self.stack(node.branches[0]))
         return MIXERS[node.kind](node.layer, self.around, node.project)

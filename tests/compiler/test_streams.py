@@ -235,3 +235,34 @@ def test_losses_of_layers_reach_the_caller() -> None:
     model(ids_of(spec, 2, 5), call)
     (loss,) = call.losses
     assert loss.ndim == 0
+
+
+MEMORY = {"mamba2": {"head_dim": 4, "d_state": 3, "id": "m"}}
+KEYS = {"attention": {**HEADS, "id": "a"}}
+BRANCHES: dict[str, tuple[list[Any], bool]] = {
+    "apart": ([KEYS, MEMORY], True),
+    "nested apart": ([[MLP, {"parallel": {"branches": [KEYS, MLP], "merge": "sum"}}], MEMORY], True),
+    "keys of another": ([KEYS, {"attention": {**HEADS, "kv_from": "a"}}], False),
+    "memory of another": ([MLP, MEMORY, {"gated_memory": {"memory_from": "m"}}], False),
+    "output of one inside another": ([[MLP, KEYS], [MLP, {"mlp": {"hidden": 8, "inputs": ["a"]}}]], False),
+    "a block of another": ([KEYS, {"share": "a"}], False),
+    "keys within a branch": ([[KEYS, {"attention": {**HEADS, "kv_from": "a"}}], MLP], True),
+}
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_branches_overlap_only_where_none_reads_another(name: str) -> None:
+    branches, apart = BRANCHES[name]
+    model = compile_model(spec_of(layers=[{"parallel": {"branches": branches, "merge": "sum"}}]))
+    assert model.layers[0].layer.overlap is apart
+
+
+def test_branches_that_run_a_block_from_before_do_not_overlap() -> None:
+    both = {"parallel": {"branches": [{"share": "a"}, {"share": "a"}], "merge": "sum"}}
+    assert not compile_model(spec_of(layers=[KEYS, both])).layers[1].layer.overlap
+
+
+def test_branches_may_read_what_came_before_them_all_and_overlap() -> None:
+    reading = {"attention": {**HEADS, "kv_from": "a"}}
+    both = {"parallel": {"branches": [reading, reading], "merge": "sum"}}
+    assert compile_model(spec_of(layers=[KEYS, both])).layers[1].layer.overlap
