@@ -44,13 +44,20 @@ class RecordedPasses:
         self._seen: Counter[torch.Size] = Counter()
         self._recorded: dict[torch.Size, _Pass] = {}
 
-    def __call__(self, ids_bl: Tensor) -> Tensor:
-        shape = ids_bl.shape
+    def __call__(self, ids_bl: Tensor, call: Call | None = None) -> Tensor:
+        """call: carries auxiliary losses out; a model whose layers have some is never recorded."""
+        shape, call = ids_bl.shape, Call() if call is None else call
         if shape not in self._recorded and self._is_time_for(ids_bl):
             self._record(ids_bl)
-        run = self._recorded.get(shape) or _Pass(self.model, self._autocast)
         self._seen[shape] += 1
-        logits_blv: Tensor = run(ids_bl)
+        logits_blv: Tensor
+        if shape in self._recorded:
+            logits_blv = self._recorded[shape](ids_bl)
+            return logits_blv
+        with self._autocast():
+            logits_blv = self.model(ids_bl, call)
+        if call.losses:
+            self.refused = "layers add to the loss"
         return logits_blv
 
     def told(self) -> dict[str, Any]:

@@ -98,9 +98,9 @@ class Trainer:
 
     def _pass(self, inputs_bl: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits, and what the layers add to the loss."""
-        if self.passes is not None:
-            return self.passes(inputs_bl), []
         call = Call()
+        if self.passes is not None:
+            return self.passes(inputs_bl, call), call.losses
         with self._autocast():
             return self.model(inputs_bl, call), call.losses
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from archsearch import compile_model
 from archsearch.data import DataSpec, MixtureStream
+from archsearch.mixers.base import Call
 from archsearch.spec import ModelSpec
 from archsearch.training.graphs import MOST_SHAPES, RecordedPasses, recordable
 from archsearch.training.loop import Trainer
@@ -202,6 +203,18 @@ def test_a_refusal_is_told_and_not_asked_for_again(monkeypatch: pytest.MonkeyPat
     for _ in range(2):
         run(2, 4)
     assert not recorder.shapes
+
+
+def test_what_layers_add_to_the_loss_is_never_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a layer says of itself."""
+    recorder = Recorder(monkeypatch)
+    passes, _ = passes_of([{"moe": {"experts": 2, "top_k": 1, "balance": 0.1}}])
+    for _ in range(3):
+        call = Call()
+        passes(torch.ones(2, 4, dtype=torch.long), call)
+        assert len(call.losses) == 1
+    assert not recorder.shapes
+    assert passes.told() == {"shapes": 0, "refused": "layers add to the loss"}
 
 
 def test_a_recording_keeps_the_tables_that_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
