@@ -106,7 +106,12 @@ def train_case(
     steps = {"own": own}
     if CUDA and not compiled:
         passes = RecordedPasses(model, autocast)
-        steps["recorded"] = training_step(passes, own_loss, optimiser, ids, around=nullcontext)
+
+        def recorded(ids: Tensor) -> Tensor:
+            passes.prepare([ids])
+            return passes(ids)
+
+        steps["recorded"] = training_step(recorded, own_loss, optimiser, ids, around=nullcontext)
         taken = seconds([steps["recorded"]], report.rounds, warm=3)[0]
         row |= rates("recorded", taken, tokens)
         row["recorded share of peak"] = round(flops / median(taken) / top, 4)

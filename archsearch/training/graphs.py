@@ -8,8 +8,9 @@ Shape suffixes: b sequence, l position, v vocabulary.
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -31,8 +32,8 @@ def recordable(model: nn.Module, device: torch.device) -> bool:
 class RecordedPasses:
     """A model's logits, whose forward and backward passes are recorded once a shape and replayed.
 
-    A shape's first pass runs kernel by kernel, which has them tuned and tells what memory they need; the
-    second is recorded where there is room. What cannot be recorded goes on kernel by kernel:
+    A shape's first pass runs kernel by kernel, which has them tuned and tells what memory they need; before
+    its second, `prepare` records it where there is room. What cannot be recorded goes on kernel by kernel:
     `refused` says why. Logits, and gradients with respect to parameters, are overwritten by the next pass.
     A replay reads parameters where they were when it was recorded: they must stay in place.
     """
@@ -44,11 +45,17 @@ class RecordedPasses:
         self._seen: Counter[torch.Size] = Counter()
         self._recorded: dict[torch.Size, _Pass] = {}
 
+    def prepare(self, batches_bl: Iterable[Tensor]) -> None:
+        """Record what came before among the batches of the step to come. No pass may be under way: parameters
+        that it reads are bound to the current stream until its backward pass is over, and no recording can
+        reach into that."""
+        for ids_bl in batches_bl:
+            if ids_bl.shape not in self._recorded and self._is_time_for(ids_bl):
+                self._record(ids_bl)
+
     def __call__(self, ids_bl: Tensor, call: Call | None = None) -> Tensor:
         """call: carries auxiliary losses out; a model whose layers have some is never recorded."""
         shape, call = ids_bl.shape, Call() if call is None else call
-        if shape not in self._recorded and self._is_time_for(ids_bl):
-            self._record(ids_bl)
         self._seen[shape] += 1
         logits_blv: Tensor
         if shape in self._recorded:
@@ -84,16 +91,29 @@ class RecordedPasses:
         return room > 2 * (torch.cuda.max_memory_allocated(device) - held)
 
     def _record(self, ids_bl: Tensor) -> None:
+        if not self._recorded:
+            # A pass that is over, but kept by a cycle of Python objects, binds parameters too. From the first
+            # recording on they are bound to its stream, which torch would warn of.
+            gc.collect()
+            torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         run = _Pass(self.model, self._autocast)
         try:
             # Parameters that no pass reaches have no gradient, here as elsewhere.
             torch.cuda.make_graphed_callables(run, (ids_bl.clone(),), allow_unused_input=True)
         except RuntimeError as error:  # out of memory, or a kernel that cannot be recorded
-            self.refused = f"{type(error).__name__}: {error}"
+            self.refused = _first_cause(error)
             torch.cuda.empty_cache()
             return
         run.reads = list(tensors_in([list(vars(module).values()) for module in self.model.modules()]))
         self._recorded[ids_bl.shape] = run
+
+
+def _first_cause(error: BaseException) -> str:
+    """A recording that failed is ended, which fails too: what came first says why."""
+    while error.__context__ is not None:
+        error = error.__context__
+    told = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {told}"
 
 
 class _Pass(nn.Module):

@@ -79,11 +79,16 @@ class Trainer:
         by_length: dict[int, list[Group]] = defaultdict(list)
         for group in groups:
             by_length[group.inputs_bl.shape[1]].append(group)
+        # Sequences of one length go through the model together.
+        together = [
+            (same, torch.cat([self._on_device(group.inputs_bl) for group in same]))
+            for same in by_length.values()
+        ]
+        if self.passes is not None:
+            self.passes.prepare(inputs_bl for _, inputs_bl in together)
         losses: dict[str, Tensor] = {}
         auxiliary = torch.zeros(())
-        for same in by_length.values():
-            # Sequences of one length go through the model together.
-            inputs_bl = torch.cat([self._on_device(group.inputs_bl) for group in same])
+        for same, inputs_bl in together:
             logits_blv, layers_losses = self._pass(inputs_bl)
             for added in layers_losses:
                 auxiliary = auxiliary + sum(group.weight for group in same) * added

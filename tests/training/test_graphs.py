@@ -4,15 +4,17 @@ are recorded, kept and given back.
 
 from __future__ import annotations
 
+import gc
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from archsearch import compile_model
-from archsearch.data import DataSpec, MixtureStream
+from archsearch.data import DataSpec, Group, MixtureStream
 from archsearch.mixers.base import Call
 from archsearch.spec import ModelSpec
 from archsearch.training.graphs import MOST_SHAPES, RecordedPasses, recordable
@@ -43,6 +45,16 @@ def trainer(precision: Any = "float32") -> Trainer:
     return Trainer(model_of(LAYERS), stream, spec, "cuda")
 
 
+def trainer_of_three() -> Trainer:
+    few, many = ({"mqar": {"pairs": n, "length": 8 * n}} for n in (2, 4))
+    data = DataSpec.model_validate(
+        {"mixture": {"reference": 3, "few": 1.3, "many": 2}, "sources": {"few": few, "many": many}}
+    )
+    stream = MixtureStream(data, context=64, tokens_per_step=512, seed=0)
+    model = compile_model(ModelSpec.model_validate({"tokenizer": "bytes", "d_model": 16, "layers": ["mlp"]}))
+    return Trainer(model, stream, TrainingSpec(tokens=8192, context=64, tokens_per_step=512))
+
+
 @needs_gpu
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_training_goes_as_it_does_kernel_by_kernel(precision: str) -> None:
@@ -54,6 +66,41 @@ def test_training_goes_as_it_does_kernel_by_kernel(precision: str) -> None:
     assert recorded.passes._recorded
     for mine, its in zip(*found, strict=True):
         assert mine == pytest.approx(its, rel=1e-4 if precision == "float32" else 2e-2)
+
+
+@needs_gpu
+def test_shapes_of_which_one_is_new_are_recorded_all_the_same() -> None:
+    """The passes of the new ones, kernel by kernel, are under way when the others run."""
+    one = trainer()
+    assert one.passes is not None
+
+    def step(*lengths: int) -> None:
+        ids = {n: np.full((2, n), len(lengths)) for n in lengths}
+        groups = [Group(f"s{n}", ids_bl, ids_bl, 1 / len(ids)) for n, ids_bl in ids.items()]
+        loss, _, _ = one._loss(tuple(groups))
+        one._backward(loss)
+
+    step(64, 128)
+    step(32, 64, 128)
+    step(16, 32, 64)
+    assert one.passes.told() == {"shapes": 3}
+
+
+@needs_gpu
+def test_a_pass_that_a_cycle_keeps_is_no_hindrance() -> None:
+    one = trainer()
+    assert one.passes is not None
+    gc.disable()
+    try:
+        for _ in range(2):
+            ids_bl = torch.zeros(2, 64, dtype=torch.long, device="cuda")
+            one.passes.prepare([ids_bl])
+            kept: list[Any] = [one.passes(ids_bl)]
+            kept.append(kept)
+            del kept
+    finally:
+        gc.enable()
+    assert one.passes.told() == {"shapes": 1}
 
 
 @needs_gpu
@@ -106,6 +153,7 @@ def test_what_cannot_be_recorded_runs_kernel_by_kernel() -> None:
     passes = RecordedPasses(model, nullcontext)
     for ids in (torch.zeros(2, 3), torch.full((2, 3), 5), torch.zeros(2, 3)):
         ids_bl = ids.long().cuda()
+        passes.prepare([ids_bl])
         logits = passes(ids_bl)
         assert torch.equal(logits, model(ids_bl, None))
         logits.sum().backward()
@@ -119,6 +167,7 @@ def test_so_many_shapes_are_kept() -> None:
     for length in range(1, MOST_SHAPES + 3):
         ids_bl = torch.zeros(1, length, dtype=torch.long, device="cuda")
         for _ in range(3):
+            passes.prepare([ids_bl])
             torch.testing.assert_close(passes(ids_bl), model(ids_bl))
     assert len(passes._recorded) == MOST_SHAPES
 
@@ -156,6 +205,7 @@ def passes_of(layers: list[Any]) -> tuple[RecordedPasses, Any]:
 
     def run(batch: int, length: int) -> None:
         ids_bl = torch.ones(batch, length, dtype=torch.long)
+        passes.prepare([ids_bl])
         assert torch.equal(passes(ids_bl), model(ids_bl))
 
     return passes, run
@@ -194,7 +244,8 @@ def test_nothing_is_recorded_where_there_is_no_room(monkeypatch: pytest.MonkeyPa
 def test_a_refusal_is_told_and_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder(monkeypatch)
     passes, run = passes_of(["mlp"])
-    recorder.error = RuntimeError("operation not permitted when stream is capturing")
+    recorder.error = RuntimeError("the capture was invalidated")  # what its end says, after what failed
+    recorder.error.__context__ = RuntimeError("operation not permitted when stream is capturing\nSee ...")
     for _ in range(2):
         run(2, 4)
     why = "RuntimeError: operation not permitted when stream is capturing"
@@ -210,11 +261,35 @@ def test_what_layers_add_to_the_loss_is_never_lost(monkeypatch: pytest.MonkeyPat
     recorder = Recorder(monkeypatch)
     passes, _ = passes_of([{"moe": {"experts": 2, "top_k": 1, "balance": 0.1}}])
     for _ in range(3):
-        call = Call()
-        passes(torch.ones(2, 4, dtype=torch.long), call)
+        call, ids_bl = Call(), torch.ones(2, 4, dtype=torch.long)
+        passes.prepare([ids_bl])
+        passes(ids_bl, call)
         assert len(call.losses) == 1
     assert not recorder.shapes
     assert passes.told() == {"shapes": 0, "refused": "layers add to the loss"}
+
+
+def test_a_step_records_before_its_first_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three lengths; batches of each differ in size from step to step."""
+    recorder = Recorder(monkeypatch)
+    one = trainer_of_three()
+    one.passes = RecordedPasses(one.model, nullcontext)
+    happened: list[tuple[str, tuple[int, ...]]] = []
+    one.model.register_forward_pre_hook(lambda _, given: happened.append(("pass", tuple(given[0].shape))))
+    before = recorder.record
+
+    def record(run: nn.Module, given: tuple[torch.Tensor, ...], **more: Any) -> None:
+        before(run, given, **more)
+        happened.append(("record", tuple(given[0].shape)))
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
+    for _ in range(6):
+        happened.clear()
+        one.train_step()
+        kinds = [kind for kind, _ in happened]
+        assert kinds == sorted(kinds, reverse=True)
+        assert kinds.count("pass") == 3
+    assert len(recorder.shapes) >= 3
 
 
 def test_a_recording_keeps_the_tables_that_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
