@@ -7,7 +7,8 @@
   parity     every layer kind, with the kernels that are usable and with native torch, against float64 on the
              CPU: outputs and gradients, relative to the size (2-norm) of each tensor
   compiled   the training steps with each block compiled by torch
-  decode     tokens a second one at a time after a prompt, and the bytes of the caches
+  decode     tokens one at a time after a prompt, recorded and not, against mamba_ssm's (in a CUDA graph) and
+             transformers' models, taking turns; and the bytes of the caches
   long       the training steps at the longer contexts
 
     python benchmarks/gpu.py [PART ...] --out FILE [--minutes 9] [--sizes 130m 1.3b] [--contexts 2048 8192]
@@ -31,10 +32,11 @@ from typing import Any
 import gpu_rivals
 import torch
 from gpu_blocks import attention, parallel
+from gpu_decode import decode
 from gpu_models import SHAPES, layouts
 from gpu_parity import parity
 from gpu_report import CUDA, DEVICE, Report
-from gpu_speed import decode, train
+from gpu_speed import train
 
 from archsearch.mixers.kernels import Kernels
 from archsearch.mixers.kernels.table import OPERATIONS

@@ -15,6 +15,9 @@ PACKAGES = ("triton", "mamba-ssm", "causal-conv1d", "flash-attn", "flash-linear-
 Built = tuple[nn.Module, Callable[[Tensor], Tensor]]
 """A model, and its logits."""
 
+Decode = Callable[[], object]
+"""Takes so many tokens one after another."""
+
 
 def version(package: str) -> str | None:
     try:
@@ -53,6 +56,47 @@ def rivals(shape: Any, layout: str, device: str) -> Iterator[tuple[str, Callable
     }
     for name, make in found[layout]:
         yield name, lambda make=make: _on(device, make, shape)  # type: ignore[misc]
+
+
+def decoders(shape: Any, layout: str, device: str) -> Iterator[tuple[str, Callable[[Tensor, int], Decode]]]:
+    """Name, and builder of what decodes, of each other model of a layout: of a prompt (batch, length) and a
+    number of tokens."""
+    for name, make in rivals(shape, layout, device):
+        how = _by_mamba_ssm if name == "mamba_ssm" else _by_transformers
+        yield name, lambda ids, tokens, make=make, how=how: how(make()[0].bfloat16().eval(), ids, tokens)  # type: ignore[misc]
+
+
+def _by_transformers(model: nn.Module, ids: Tensor, tokens: int) -> Decode:
+    """One after another as `generate` calls the model, without what it does beside that."""
+    out = model(input_ids=ids, use_cache=True)
+    name = next(name for name in ("past_key_values", "cache_params") if getattr(out, name, None) is not None)
+    cache = getattr(out, name)
+
+    def run() -> None:
+        current = ids[:, -1:]
+        for _ in range(tokens):
+            logits = model(input_ids=current, use_cache=True, **{name: cache}).logits
+            current = logits[:, -1:].argmax(-1)
+
+    return run
+
+
+def _by_mamba_ssm(model: Any, ids: Tensor, tokens: int) -> Decode:
+    """By its own CUDA graph of a step."""
+    generation = importlib.import_module("mamba_ssm.utils.generation")
+    batch, length = ids.shape
+    graph = generation.update_graph_cache(model, None, batch, length, length + tokens)
+    held = graph.inference_params
+    held.reset(length + tokens, batch)
+    model(ids, inference_params=held, num_last_tokens=1)
+
+    def run() -> None:
+        current = ids[:, -1:]
+        for i in range(tokens):
+            positions = current.new_full((batch, 1), length + i)
+            current = graph.run(current, positions, length + i).argmax(-1)
+
+    return run
 
 
 def compile_blocks(model: nn.Module) -> None:

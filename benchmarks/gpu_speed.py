@@ -1,8 +1,7 @@
-"""Training steps against other packages' models, and decoding."""
+"""Training steps against other packages' models."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -33,7 +32,6 @@ from torch import Tensor
 
 from archsearch.compiler.loss import cross_entropy
 from archsearch.data import IGNORE
-from archsearch.mixers.base import tensors_in
 from archsearch.spec import model_cost
 from archsearch.training.graphs import RecordedPasses
 
@@ -165,45 +163,3 @@ def against(
 
 def rates(name: str, taken: list[float], tokens: int) -> dict[str, Any]:
     return {f"{name} ms": round(1000 * median(taken), 2), f"{name} tokens/s": round(tokens / median(taken))}
-
-
-def decode(report: Report, sizes: list[str], contexts: list[int], kinds: list[str]) -> None:
-    for context in contexts:
-        for size in sizes:
-            for layout in kinds:
-                for batch in (1, 32):
-                    report.case(
-                        f"decode/{size}/{context}/{layout}/batch {batch}",
-                        partial(decode_case, report, size, context, layout, batch),
-                    )
-
-
-@torch.inference_mode()
-def decode_case(report: Report, size: str, context: int, layout: str, batch: int) -> dict[str, Any]:
-    """bf16 weights; the prompt is prefilled, then 32 tokens come one at a time."""
-    shape, tokens = SHAPES[size], 4 if report.smoke else 32
-    spec = spec_of(shape, layout)
-    model = build(spec).to(BF16).eval()
-    ids = torch.randint(shape.vocab, (1, context), device=DEVICE).expand(batch, -1).contiguous()
-    start = time.perf_counter()
-    _, state = model.prefill(ids)
-    synchronise()
-    first = time.perf_counter() - start
-    readings = []
-    for _ in range(3):
-        current, after = ids[:, -1], state
-        synchronise()
-        start = time.perf_counter()
-        for _ in range(tokens):
-            logits, after = model.step(current, after)
-            current = logits.argmax(-1)
-        synchronise()
-        readings.append(time.perf_counter() - start)
-    held = sum(t.numel() * t.element_size() for t in tensors_in(state.layers))
-    return {
-        "tokens/s": round(batch * tokens / median(readings)),
-        "ms a token": round(1000 * median(readings) / tokens, 3),
-        "prefill ms": round(1000 * first, 1),
-        "cache bytes a sequence": held // batch,
-        "by the cost model": model_cost(spec, context, "bfloat16").total.state_bytes,
-    }

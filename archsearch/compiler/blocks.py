@@ -5,7 +5,6 @@ Shape suffixes: b batch, l length, d d_model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from archsearch.compiler.lora import adapt
 from archsearch.compiler.merges import MERGE_MODULES
 from archsearch.compiler.overlap import independent, overlapped
+from archsearch.compiler.steps import StackSteps
 from archsearch.mixers.base import Call, Mixer, Surroundings, masked
 from archsearch.mixers.kernels import Kernels
 from archsearch.mixers.norms import RMSNorm, build_norm
@@ -55,6 +55,11 @@ class Block(nn.Module):
         self.defers = self.residual and self.post_norm is None and self.skip_scale == self.out_scale == 1.0
         self.stream: str | None = None
         """The stream that the output goes to, where a later layer takes it as an input."""
+
+    @property
+    def by_itself(self) -> bool:
+        """Whether it takes no other layer's output beside its input, and leaves none for one."""
+        return not self.node.inputs and self.stream is None
 
     def forward(self, x: Tensor | Pending, call: Call) -> Tensor | Pending:
         x, y = self._in(x, call)
@@ -112,23 +117,16 @@ class SequentialLayer(nn.Module):
     def __init__(self, blocks: list[Block]):
         super().__init__()
         self.layers: Any = nn.ModuleList(blocks)
+        self._steps = StackSteps(self.layers)
 
     def forward(self, x: Tensor, call: Call) -> Tensor:
         return _through(self.layers, x, call)
 
     def prefill(self, x: Tensor, call: Call) -> tuple[Tensor, Any]:
-        states = []
-        for block in self.layers:
-            x, state = block.prefill(x, call)
-            states.append(state)
-        return x, tuple(states)
+        return prefilled(self.layers, x, call)
 
     def step(self, x: Tensor, state: Any, call: Call) -> tuple[Tensor, Any]:
-        states = []
-        for block, before in zip(self.layers, state, strict=True):
-            x, after = block.step(x, before, call)
-            states.append(after)
-        return x, tuple(states)
+        return self._steps(x, state, call)
 
 
 class ParallelLayer(nn.Module):
@@ -142,6 +140,7 @@ class ParallelLayer(nn.Module):
         self.overlap = overlap
         self.branches: Any = nn.ModuleList(nn.ModuleList(blocks) for blocks in branches)
         self.merge: Any = merge
+        self._steps: list[StackSteps] = [StackSteps(blocks) for blocks in self.branches]
 
     def forward(self, x: Tensor, call: Call) -> Tensor:
         runs = [partial(_through, blocks, x, call) for blocks in self.branches]
@@ -152,29 +151,16 @@ class ParallelLayer(nn.Module):
         return self.merge(outputs, x, call)
 
     def prefill(self, x: Tensor, call: Call) -> tuple[Tensor, Any]:
-        outputs, states = self._each(x, lambda block, y, i, j: block.prefill(y, call))
+        found = [prefilled(blocks, x, call) for blocks in self.branches]
+        outputs, states = [y for y, _ in found], tuple(state for _, state in found)
         y, merge_state = self.merge.prefill(outputs, x, call)
         return y, (states, merge_state)
 
     def step(self, x: Tensor, state: Any, call: Call) -> tuple[Tensor, Any]:
-        outputs, states = self._each(x, lambda block, y, i, j: block.step(y, state[0][i][j], call))
+        found = [steps(x, before, call) for steps, before in zip(self._steps, state[0], strict=True)]
+        outputs, states = [y for y, _ in found], tuple(state for _, state in found)
         y, merge_state = self.merge.step(outputs, x, state[1], call)
         return y, (states, merge_state)
-
-    def _each(
-        self, x: Tensor, run: Callable[[Any, Tensor, int, int], tuple[Tensor, Any]]
-    ) -> tuple[list[Tensor], tuple[Any, ...]]:
-        """Run every branch; the outputs, and the states by branch and block."""
-        outputs: list[Tensor] = []
-        states: list[Any] = []
-        for i, blocks in enumerate(self.branches):
-            y, kept = x, []
-            for j, block in enumerate(blocks):
-                y, block_state = run(block, y, i, j)
-                kept.append(block_state)
-            outputs.append(y)
-            states.append(tuple(kept))
-        return outputs, tuple(states)
 
 
 def _rounds_input(layer: nn.Module) -> bool:
@@ -184,6 +170,15 @@ def _rounds_input(layer: nn.Module) -> bool:
         bare = all(not first.residual and first.norm is None for first in firsts)
         return bare and all(_rounds_input(first.layer) for first in firsts)
     return isinstance(layer, Mixer) and layer.rounds_input
+
+
+def prefilled(blocks: Any, x: Tensor, call: Call) -> tuple[Tensor, tuple[Any, ...]]:
+    """Blocks one after another over a sequence, and a state of each."""
+    states = []
+    for block in blocks:
+        x, state = block.prefill(x, call)
+        states.append(state)
+    return x, tuple(states)
 
 
 def _through(blocks: nn.ModuleList, x: Any, call: Call) -> Tensor:

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from archsearch.compiler.blocks import Block, StackBuilder
+from archsearch.compiler.blocks import Block, StackBuilder, prefilled
+from archsearch.compiler.steps import StackSteps
 from archsearch.mixers.base import Call, Surroundings, state_bytes
 from archsearch.mixers.kernels import Kernels
 from archsearch.mixers.norms import build_norm
@@ -58,6 +59,7 @@ class LanguageModel(nn.Module):
             spec, Surroundings(spec.d_model, spec.norm.eps, kernels, spec.norm.unit_offset)
         )
         self.layers: Any = nn.ModuleList(builder.stack(spec.nodes))
+        self._steps = StackSteps(self.layers)
         self.blocks: dict[str, Block] = builder.built
         self.final_norm = build_norm(spec.norm, spec.d_model, kernels) if spec.final_norm else None
         self.head = None if spec.embedding.tied else nn.Linear(spec.d_model, spec.vocab, bias=False)
@@ -74,11 +76,8 @@ class LanguageModel(nn.Module):
         if ids_bl.shape[1] == 0:
             raise ValueError("prefill needs at least one token")
         x_bld, call = self._enter(ids_bl, call)
-        states = []
-        for layer in self.layers:
-            x_bld, state = layer.prefill(x_bld, call)
-            states.append(state)
-        after = ModelState(tuple(states), x_bld.shape[1], call.mask)
+        x_bld, states = prefilled(self.layers, x_bld, call)
+        after = ModelState(states, x_bld.shape[1], call.mask)
         return self._logits(x_bld[:, self.spec.meta_tokens :]), after
 
     def step(self, ids_b: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
@@ -86,11 +85,8 @@ class LanguageModel(nn.Module):
         mask_bt = None if state.mask_bt is None else F.pad(state.mask_bt, (0, 1), value=True)
         x_bd = self._embed(ids_b[:, None], self._positions(mask_bt, state.position, 1))[:, 0]
         call = Call(mask_bt, {EMBEDDING: x_bd})
-        states = []
-        for layer, before in zip(self.layers, state.layers, strict=True):
-            x_bd, after = layer.step(x_bd, before, call)
-            states.append(after)
-        return self._logits(x_bd), ModelState(tuple(states), state.position + 1, mask_bt)
+        x_bd, states = self._steps(x_bd, state.layers, call)
+        return self._logits(x_bd), ModelState(states, state.position + 1, mask_bt)
 
     def _enter(self, ids_bl: Tensor, given: Call | None) -> tuple[Tensor, Call]:
         """What enters the stack, meta tokens in front; and the call that goes with it."""

@@ -90,6 +90,11 @@ class Mixer(nn.Module, ABC):
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Draw the initial weights."""
 
+    @property
+    def by_itself(self) -> bool:
+        """Whether a step launches the same kernels on any token, and neither reads nor tells other layers."""
+        return self.recordable and not (self.telling or self.reading)
+
     def tell(self, call: Call | None, role: str, value: Any) -> None:
         """Leave `value` for the layers that read this one as `role`, if there are any."""
         if call is not None and role in self.telling:

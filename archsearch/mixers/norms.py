@@ -48,7 +48,10 @@ class RMSNorm(nn.Module):
 
     def forward(self, x_d: Tensor) -> Tensor:
         if x_d.is_cuda and self.groups == 1:
-            return F.rms_norm(x_d, x_d.shape[-1:], self._factor(), self.eps)
+            factor_d = self._factor()
+            if torch.promote_types(x_d.dtype, factor_d.dtype) == x_d.dtype:
+                factor_d = factor_d.to(x_d.dtype)  # torch's one kernel takes one dtype
+            return F.rms_norm(x_d, x_d.shape[-1:], factor_d, self.eps)
         return _RmsNorm.apply(x_d, self._factor(), self.eps, self.groups)
 
     def gated(self, x_d: Tensor, gate_d: Tensor, *, norm_first: bool) -> Tensor:

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from archsearch.mixers.base import Call, Mixer, tensors_in
+from archsearch.compiler.steps import first_cause, tables_of
+from archsearch.mixers.base import Call, Mixer
 
 MOST_SHAPES = 8
 """Each recorded shape of batch keeps the memory of its passes."""
@@ -101,26 +102,17 @@ class RecordedPasses:
             # Parameters that no pass reaches have no gradient, here as elsewhere.
             torch.cuda.make_graphed_callables(run, (ids_bl.clone(),), allow_unused_input=True)
         except RuntimeError as error:  # out of memory, or a kernel that cannot be recorded
-            self.refused = _first_cause(error)
+            self.refused = first_cause(error)
             torch.cuda.empty_cache()
             return
-        run.reads = list(tensors_in([list(vars(module).values()) for module in self.model.modules()]))
+        run.reads = tables_of([self.model])
         self._recorded[ids_bl.shape] = run
-
-
-def _first_cause(error: BaseException) -> str:
-    """A recording that failed is ended, which fails too: what came first says why."""
-    while error.__context__ is not None:
-        error = error.__context__
-    told = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {told}"
 
 
 class _Pass(nn.Module):
     """The model's logits under autocast; a module of its own for each shape, around the same parameters.
 
-    reads: tables that layers keep, which a recording reads where they lie even after a layer has taken larger
-    ones for a longer sequence.
+    reads: the tables that layers keep.
     """
 
     def __init__(self, model: nn.Module, autocast: Callable[[], AbstractContextManager[Any]]):

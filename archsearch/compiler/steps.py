@@ -1,0 +1,257 @@
+"""Steps of a stack of blocks; on a GPU as CUDA graphs where nothing but numbers changes from token to token.
+
+One token is little work: the host takes many times longer to launch its kernels than a GPU to run them. What
+has a state that grows with the tokens (attention) runs kernel by kernel.
+
+Shape suffixes: b batch, d d_model.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from itertools import groupby
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from archsearch.mixers.base import Call, tensors_in
+
+MOST_KEPT = 4
+"""Recordings, of batches that differ in size or dtype. Each keeps its states twice."""
+
+Tensors = list[Tensor]
+
+
+class StackSteps:
+    """Steps `blocks` one after another: (batch, d_model), a state a block -> the same, one token later.
+
+    Of each kind of batch the first step shows which blocks' states keep their shapes; those that follow one
+    another are recorded in the second, and replayed from then on. States are copied into a recording and out
+    of it, so that old ones stay valid. What cannot be recorded goes on kernel by kernel: `refused` says why.
+    """
+
+    def __init__(self, blocks: Any):  # a ModuleList
+        self.refused: str | None = None
+        self._blocks = blocks
+        self._kept: dict[Hashable, list[_Run]] = {}
+        self._lock = Lock()
+
+    def __call__(self, x_bd: Tensor, states: Sequence[Any], call: Call) -> tuple[Tensor, tuple[Any, ...]]:
+        if self.refused is not None or not may_replay(x_bd):
+            return stepped(self._blocks, x_bd, states, call)
+        kind = _kind(x_bd)
+        with self._lock:  # a recording has room for one step at a time
+            runs = self._kept.get(kind)
+            if runs is not None and all(run.in_place() for run in runs):
+                return self._replayed(runs, x_bd, states, call)
+        x_bd, after = stepped(self._blocks, x_bd, states, call)
+        with self._lock:
+            self._kept.pop(kind, None)
+            while len(self._kept) >= MOST_KEPT:
+                self._kept.pop(next(iter(self._kept)))
+            self._kept[kind] = _runs(self._blocks, states, after)
+        return x_bd, after
+
+    def _replayed(
+        self, runs: list[_Run], x_bd: Tensor, states: Sequence[Any], call: Call
+    ) -> tuple[Tensor, tuple[Any, ...]]:
+        after: list[Any] = []
+        for run in runs:
+            before = states[run.start : run.start + len(run.blocks)]
+            try:
+                found = run.replayed(x_bd, before)
+            except RuntimeError as error:  # out of memory, or a kernel that cannot be recorded
+                self.refused, found = first_cause(error), None
+            x_bd, held = stepped(run.blocks, x_bd, before, call) if found is None else found
+            after.extend(held)
+        if self.refused is not None:
+            self._kept.clear()
+        return x_bd, tuple(after)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies of a model and pickles: recordings belong to this one's parameters."""
+        return {"_blocks": self._blocks}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["_blocks"])  # type: ignore[misc]
+
+
+_replaying = ContextVar("replaying", default=True)
+
+
+@contextmanager
+def kernel_by_kernel() -> Iterator[None]:
+    """No step is replayed within: what recordings are measured and checked against."""
+    token = _replaying.set(False)
+    try:
+        yield
+    finally:
+        _replaying.reset(token)
+
+
+def may_replay(x_bd: Tensor) -> bool:
+    """Whether steps may be replayed here: on a GPU, without gradients, and outside of another recording."""
+    if not x_bd.is_cuda or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    return _replaying.get() and not torch.cuda.is_current_stream_capturing()
+
+
+class _Run:
+    """Blocks that follow one another, from `start` on, their states before a step, and whether all are to be
+    recorded, or none."""
+
+    def __init__(self, start: int, blocks: list[Any], states: Sequence[Any], recorded: bool):
+        self.start, self.blocks = start, blocks
+        self._recorded = recorded
+        self._recording: Recording | None = None
+        self._shapes = [tensor.shape for tensor in tensors_in(states)]
+        modules = [module for block in blocks for module in block.modules()] if recorded else []
+        self._inner = [module._modules for module in modules]
+        self._weights = [held for m in modules for held in (m._parameters, m._buffers)]
+        self._tables: list[Tensor] = []
+        self._places = self._where()
+
+    def in_place(self) -> bool:
+        """Whether modules and weights are those that they were, and lie where they did."""
+        return self._places == self._where()
+
+    def _where(self) -> list[int]:
+        weights = [t.data_ptr() for held in self._weights for t in held.values() if t is not None]
+        return weights + [id(module) for held in self._inner for module in held.values()]
+
+    def replayed(self, x_bd: Tensor, states: Sequence[Any]) -> tuple[Tensor, Sequence[Any]] | None:
+        """The step by its recording; None where there is none to be, or not of such states."""
+        held = list(tensors_in(states))
+        if not self._recorded or [tensor.shape for tensor in held] != self._shapes:
+            return None
+        if self._recording is None:
+            with kernel_by_kernel():
+                expected = self._flat([x_bd, *held], states)
+            recording = Recording(lambda tensors: self._flat(tensors, states), [x_bd, *held])
+            if _differ(recording([x_bd, *held]), expected):
+                raise RuntimeError("replayed, a step is not what it is kernel by kernel")
+            self._recording, self._tables = recording, tables_of(self.blocks)
+        x_bd, *held = self._recording([x_bd, *held])
+        return x_bd, _made_as(states, iter(held))  # as it was before the step
+
+    def _flat(self, tensors: Tensors, like: Sequence[Any]) -> Tensors:
+        x_bd, *held = tensors
+        x_bd, states = stepped(self.blocks, x_bd, _made_as(like, iter(held)), Call())
+        return [x_bd, *tensors_in(states)]
+
+
+class Recording:
+    """What `run` makes of tensors, as a CUDA graph: for tensors of the shapes of those given first.
+
+    `run` has run at these shapes before, so that nothing is tuned or compiled any more.
+    """
+
+    def __init__(self, run: Callable[[Tensors], Tensors], given: Tensors):
+        self._graph = torch.cuda.CUDAGraph()
+        # Ordinary tensors: later calls may come from outside of inference mode.
+        with torch.inference_mode(False), torch.no_grad(), _uncached(given[0].device.type):
+            self._given = [tensor.clone() for tensor in given]
+            with torch.cuda.graph(self._graph):
+                self._found = run(self._given)
+
+    def __call__(self, given: Tensors) -> Tensors:
+        _copy(self._given, given)
+        self._graph.replay()
+        found = [torch.empty_like(tensor) for tensor in self._found]
+        _copy(found, self._found)
+        return found
+
+
+def tables_of(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """What layers work out once and keep, beside weights: a recording reads it where it lies, even after a
+    layer has taken larger tables for a longer sequence."""
+    return list(tensors_in([list(vars(inner).values()) for module in modules for inner in module.modules()]))
+
+
+def first_cause(error: BaseException) -> str:
+    """A recording that failed is ended, which fails too: what came first says why."""
+    while error.__context__ is not None:
+        error = error.__context__
+    told = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {told}"
+
+
+def _uncached(device: str) -> torch.autocast:
+    """Autocast as it is, but for weights that it rounded earlier, whose memory it will give away."""
+    enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    return torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False)
+
+
+def _kind(x_bd: Tensor) -> Hashable:
+    """What a recording is good for. Of the stream too: recordings of one stream run in turn."""
+    device = x_bd.device
+    autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
+    stream = torch.cuda.current_stream(device).cuda_stream if x_bd.is_cuda else None
+    return x_bd.shape, x_bd.dtype, device, autocast, stream
+
+
+def stepped(
+    blocks: Iterable[Any], x_bd: Tensor, states: Sequence[Any], call: Call
+) -> tuple[Tensor, tuple[Any, ...]]:
+    """Kernel by kernel."""
+    after = []
+    for block, before in zip(blocks, states, strict=True):
+        x_bd, state = block.step(x_bd, before, call)
+        after.append(state)
+    return x_bd, tuple(after)
+
+
+def _runs(blocks: Iterable[Any], before: Sequence[Any], after: Sequence[Any]) -> list[_Run]:
+    """The stack in parts, by whether a block can be recorded."""
+    able = [_by_itself(b) and _keeps_shape(*pair) for b, *pair in zip(blocks, before, after, strict=True)]
+    runs, start = [], 0
+    for recorded, part in groupby(zip(able, blocks, strict=True), key=lambda pair: pair[0]):
+        inside = [block for _, block in part]
+        runs.append(_Run(start, inside, before[start : start + len(inside)], recorded))
+        start += len(inside)
+    return runs
+
+
+def _by_itself(block: nn.Module) -> bool:
+    """Whether its step depends on what comes in and on its state alone."""
+    return all(getattr(module, "by_itself", True) for module in block.modules())
+
+
+def _keeps_shape(before: Any, after: Any) -> bool:
+    """Whether a state is made of tensors alone (a number in it would be recorded as it is) and stays so."""
+    if isinstance(before, Tensor) and isinstance(after, Tensor):
+        return before.shape == after.shape and before.dtype == after.dtype
+    if isinstance(before, tuple) and isinstance(after, tuple) and len(before) == len(after):
+        return all(map(_keeps_shape, before, after))
+    return before is None and after is None
+
+
+def _made_as(like: Any, tensors: Iterator[Tensor]) -> Any:
+    """A state of these tensors, made as another one is."""
+    if isinstance(like, Tensor):
+        return next(tensors)
+    if not isinstance(like, tuple | list):
+        return like
+    parts = [_made_as(part, tensors) for part in like]
+    return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
+
+
+def _differ(found: Tensors, expected: Tensors) -> bool:
+    """Whether tensors differ by more than another order of sums would make (not a number: never)."""
+    pairs = [(a.double(), b.double()) for a, b in zip(found, expected, strict=True)]
+    return bool((torch.stack([(a - b).norm() - 0.02 * b.norm() for a, b in pairs]) > 1e-6).any())
+
+
+def _copy(into: Tensors, tensors: Tensors) -> None:
+    """A launch or two a dtype, however many tensors."""
+    by_dtype: dict[torch.dtype, tuple[Tensors, Tensors]] = defaultdict(lambda: ([], []))
+    for a, b in zip(into, tensors, strict=True):
+        by_dtype[a.dtype][0].append(a)
+        by_dtype[a.dtype][1].append(b)
+    for a_list, b_list in by_dtype.values():
+        torch._foreach_copy_(a_list, b_list)

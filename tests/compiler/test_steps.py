@@ -1,0 +1,275 @@
+"""Recorded steps are what steps kernel by kernel are. Without a GPU, what keeps and feeds recordings is held
+against a recording that runs its blocks again, in memory of its own as a CUDA graph has it.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from contract.building import MIXER_CASES, label
+from torch import Tensor
+
+from archsearch import compile_model
+from archsearch.compiler import LanguageModel, steps
+from archsearch.compiler.model import ModelState
+from archsearch.compiler.steps import MOST_KEPT, StackSteps, kernel_by_kernel
+from archsearch.spec import ModelSpec
+
+GROWING = {"attention", "mla"}
+"""Kinds whose states hold a number, or grow with the tokens."""
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+class Again:
+    """A recording that runs its blocks again. made: of how many tensors each is; running: whether one is at
+    it, as when a stream is captured."""
+
+    made: list[int]
+    error: Exception | None
+    running: bool
+
+    def __init__(self, run: Any, given: list[Tensor]):
+        if Again.error is not None:
+            raise Again.error
+        Again.made.append(len(given))
+        self.run = run
+        with torch.inference_mode(False), torch.no_grad():
+            self.given = [tensor.clone() for tensor in given]
+            self.found = self._run()
+
+    def __call__(self, given: list[Tensor]) -> list[Tensor]:
+        steps._copy(self.given, given)
+        steps._copy(self.found, self._run())
+        return [tensor.clone() for tensor in self.found]
+
+    def _run(self) -> list[Tensor]:
+        Again.running = True
+        try:
+            found: list[Tensor] = self.run([tensor.clone() for tensor in self.given])
+        finally:
+            Again.running = False
+        return found
+
+
+def may_replay(x_bd: Tensor) -> bool:
+    """As on a GPU."""
+    return steps._replaying.get() and not (Again.running or torch.is_grad_enabled())
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Again]]:
+    Again.made, Again.error, Again.running = [], None, False
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "Recording", Again)
+        patch.setattr(steps, "may_replay", may_replay)
+        yield Again
+
+
+def model_of(*layers: Any, d_model: int = 32, device: str = "cpu", **fields: Any) -> LanguageModel:
+    spec = {"tokenizer": "bytes", "d_model": d_model, "layers": list(layers), **fields}
+    return compile_model(ModelSpec.model_validate(spec), device=device).eval()
+
+
+@torch.no_grad()
+def continued(
+    model: LanguageModel, batch: int = 2, prompt: int = 5, tokens: int = 6, state: ModelState | None = None
+) -> Tensor:
+    """Logits of tokens after a prompt, by steps."""
+    device = model.embedding.weight.device
+    ids_bl = torch.randint(256, (batch, prompt + tokens), generator=torch.Generator().manual_seed(prompt))
+    ids_bl = ids_bl.to(device)
+    if state is None:
+        _, state = model.prefill(ids_bl[:, :prompt])
+    found = []
+    for ids_b in ids_bl[:, prompt:].unbind(1):
+        logits_bv, state = model.step(ids_b, state)
+        found.append(logits_bv)
+    return torch.stack(found, 1)
+
+
+def plain(model: LanguageModel, **given: Any) -> Tensor:
+    """The same without recordings."""
+    with kernel_by_kernel():
+        return continued(model, **given)
+
+
+@pytest.mark.parametrize(("kind", "fields"), MIXER_CASES, ids=label)
+def test_every_mixer_is_recorded_if_its_state_keeps_its_shape(
+    kind: str, fields: dict[str, Any], recorded: type[Again]
+) -> None:
+    if kind == "gated_memory":
+        pytest.skip("reads another layer: below")
+    model = model_of({kind: fields}, d_model=64)
+    torch.testing.assert_close(continued(model), plain(model))
+    assert bool(recorded.made) == (kind not in GROWING | {"moe"})
+
+
+def test_what_lies_between_growing_states_is_recorded(recorded: type[Again]) -> None:
+    layers = ["mlp", "rglru", {"attention": {"heads": 2}}, {"repeat": 2, "layers": ["rglru", "mlp"]}]
+    model = model_of(*layers)
+    torch.testing.assert_close(continued(model), plain(model))
+    # x, and a convolution's and a recurrence's state a layer; the repeated layers are one run.
+    assert recorded.made == [3, 5]
+
+
+def test_a_branch_is_recorded_beside_one_that_is_not(recorded: type[Again]) -> None:
+    branches = ["rglru", {"attention": {"heads": 2}}, [{"mlp": {"hidden": 8}}, "rglru"]]
+    model = model_of({"parallel": {"branches": branches, "merge": "mean"}})
+    torch.testing.assert_close(continued(model), plain(model))
+    assert recorded.made == [3, 3]
+    whole = model_of({"parallel": {"branches": ["rglru", "mlp"], "merge": "mean"}}, "mlp")
+    torch.testing.assert_close(continued(whole), plain(whole))
+    assert recorded.made == [3, 3, 3]
+
+
+def test_layers_that_read_others_are_not_recorded(recorded: type[Again]) -> None:
+    memory = [{"mamba2": {"id": "m", "head_dim": 16, "d_state": 4}}, {"gated_memory": {"memory_from": "m"}}]
+    residual = [{"mlp": {"id": "m"}}, "mlp", {"mlp": {"inputs": ["m"]}}]
+    for layers, expected in ((memory, []), (residual, [1])):
+        recorded.made.clear()
+        model = model_of(*layers)
+        torch.testing.assert_close(continued(model), plain(model))
+        assert recorded.made == expected
+
+
+def test_old_states_stay_valid(recorded: type[Again]) -> None:
+    model = model_of("rglru", {"mamba2": {"head_dim": 16, "d_state": 4}})
+    with torch.no_grad():
+        _, state = model.prefill(torch.ones(2, 4, dtype=torch.long))
+        for _ in range(3):
+            _, state = model.step(torch.zeros(2, dtype=torch.long), state)
+        first = continued(model, state=state)
+        torch.testing.assert_close(continued(model, state=state), first, rtol=0, atol=0)
+        torch.testing.assert_close(plain(model, state=state), first)
+    assert len(recorded.made) == 1
+
+
+def test_each_size_of_batch_has_a_recording_and_some_are_kept(recorded: type[Again]) -> None:
+    model = model_of("rglru")
+    for batch in range(1, MOST_KEPT + 3):
+        torch.testing.assert_close(continued(model, batch=batch), plain(model, batch=batch))
+    assert len(recorded.made) == MOST_KEPT + 2
+    assert len(model._steps._kept) == MOST_KEPT
+    continued(model, batch=MOST_KEPT + 2)
+    assert len(recorded.made) == MOST_KEPT + 2
+
+
+def test_states_of_other_shapes_go_kernel_by_kernel(recorded: type[Again]) -> None:
+    """Cross-attention's keys fill its window after a long prompt, and grow after a short one."""
+    merge = {"cross_attention": {"window": 4}}
+    model = model_of({"parallel": {"branches": ["rglru", "mlp"], "merge": merge}})
+    for prompt, made in ((9, 1), (2, 1), (9, 1)):
+        torch.testing.assert_close(continued(model, prompt=prompt), plain(model, prompt=prompt))
+        assert len([n for n in recorded.made if n > 3]) == made
+
+
+def test_new_weights_are_taken(recorded: type[Again]) -> None:
+    model, other = model_of("rglru", "mlp"), model_of("rglru", "mlp")
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(1.5)
+    continued(model)
+    model.load_state_dict(other.state_dict())
+    torch.testing.assert_close(continued(model), plain(other))
+    assert len(recorded.made) == 1
+    model.load_state_dict({name: t * 2 for name, t in other.state_dict().items()}, assign=True)
+    torch.testing.assert_close(continued(model), plain(model))
+    assert len(recorded.made) == 2
+    torch.testing.assert_close(continued(model.double()), plain(model))
+    assert len(recorded.made) == 3
+    model.layers[1].layer = copy.deepcopy(other.layers[1].layer).double()
+    torch.testing.assert_close(continued(model), plain(model))
+    assert len(recorded.made) == 4
+
+
+def test_a_copy_records_for_itself(recorded: type[Again]) -> None:
+    model = model_of("rglru")
+    continued(model)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    for twin in (copy.deepcopy(model), torch.load(file, weights_only=False)):
+        made = len(recorded.made)
+        with torch.no_grad():
+            twin.embedding.weight.mul_(2)
+            twin.layers[0].layer.linear_y.weight.mul_(2)
+        torch.testing.assert_close(continued(twin), plain(twin))
+        assert len(recorded.made) == made + 1
+
+
+def test_what_cannot_be_recorded_goes_on(recorded: type[Again]) -> None:
+    model = model_of("rglru", {"attention": {"heads": 2}}, "mlp")
+    recorded.error = RuntimeError("the capture was invalidated")
+    recorded.error.__context__ = RuntimeError("operation not permitted\nSee ...")
+    torch.testing.assert_close(continued(model), plain(model))
+    assert model._steps.refused == "RuntimeError: operation not permitted"
+    recorded.error = None
+    continued(model)
+    assert not recorded.made
+
+
+def test_a_recording_that_is_wrong_is_not_used(
+    recorded: type[Again], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if it had read memory that is others' by now."""
+    model = model_of("rglru", "mlp")
+    before = Again.__call__
+    monkeypatch.setattr(Again, "__call__", lambda self, given: [1.1 * t for t in before(self, given)])
+    torch.testing.assert_close(continued(model), plain(model))
+    assert model._steps.refused == "RuntimeError: replayed, a step is not what it is kernel by kernel"
+
+
+def test_an_error_in_a_step_is_told(recorded: type[Again]) -> None:
+    model = model_of("rglru")
+    continued(model)
+    with torch.no_grad():
+        _, state = model.prefill(torch.ones(2, 4, dtype=torch.long))
+        with pytest.raises(ValueError, match="shorter"):
+            model.step(torch.ones(2, dtype=torch.long), ModelState((), state.position))
+
+
+def test_gradients_flow_through_steps(recorded: type[Again]) -> None:
+    model = model_of("rglru")
+    continued(model)
+    _, state = model.prefill(torch.ones(2, 4, dtype=torch.long))
+    logits_bv, _ = model.step(torch.ones(2, dtype=torch.long), state)
+    logits_bv.sum().backward()
+    assert model.layers[0].layer.linear_y.weight.grad is not None
+
+
+def test_nothing_is_recorded_on_a_cpu() -> None:
+    model = model_of("rglru")
+    continued(model)
+    assert isinstance(model._steps, StackSteps)
+    assert not model._steps._kept
+
+
+@needs_gpu
+@pytest.mark.parametrize(("kind", "fields"), MIXER_CASES, ids=label)
+def test_every_mixer_on_a_gpu(kind: str, fields: dict[str, Any]) -> None:
+    if kind == "gated_memory":
+        pytest.skip("reads another layer")
+    model = model_of({kind: fields}, "mlp", d_model=64, device="cuda")
+    for batch in (1, 3):
+        torch.testing.assert_close(
+            continued(model, batch=batch), plain(model, batch=batch), rtol=1e-4, atol=1e-4
+        )
+    assert model._steps.refused is None
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_autocast_on_a_gpu(dtype: torch.dtype) -> None:
+    layers = [{"mamba2": {"head_dim": 16, "d_state": 16}}, "mlp", {"attention": {"heads": 2}}, "rglru", "mlp"]
+    model = model_of(*layers, d_model=64, device="cuda")
+    with torch.inference_mode(), torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32):
+        for _ in range(2):
+            torch.testing.assert_close(continued(model), plain(model), rtol=3e-2, atol=3e-2)
+    assert model._steps.refused is None
+    assert model._steps._kept
