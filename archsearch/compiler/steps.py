@@ -8,8 +8,7 @@ Shape suffixes: b batch, d d_model.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import groupby
@@ -19,12 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from archsearch.compiler.recording import Recording, Tensors, first_cause, tables_of
 from archsearch.mixers.base import Call, tensors_in
 
 MOST_KEPT = 4
 """Recordings, of batches that differ in size or dtype. Each keeps its states twice."""
-
-Tensors = list[Tensor]
 
 
 class StackSteps:
@@ -109,7 +107,7 @@ class _Run:
         self.start, self.blocks = start, blocks
         self._recorded = recorded
         self._recording: Recording | None = None
-        self._shapes = [tensor.shape for tensor in tensors_in(states)]
+        self._forms = _forms(tensors_in(states))
         modules = [module for block in blocks for module in block.modules()] if recorded else []
         self._inner = [module._modules for module in modules]
         self._weights = [held for m in modules for held in (m._parameters, m._buffers)]
@@ -127,7 +125,7 @@ class _Run:
     def replayed(self, x_bd: Tensor, states: Sequence[Any]) -> tuple[Tensor, Sequence[Any]] | None:
         """The step by its recording; None where there is none to be, or not of such states."""
         held = list(tensors_in(states))
-        if not self._recorded or [tensor.shape for tensor in held] != self._shapes:
+        if not self._recorded or _forms(held) != self._forms:
             return None
         if self._recording is None:
             with kernel_by_kernel():
@@ -143,48 +141,6 @@ class _Run:
         x_bd, *held = tensors
         x_bd, states = stepped(self.blocks, x_bd, _made_as(like, iter(held)), Call())
         return [x_bd, *tensors_in(states)]
-
-
-class Recording:
-    """What `run` makes of tensors, as a CUDA graph: for tensors of the shapes of those given first.
-
-    `run` has run at these shapes before, so that nothing is tuned or compiled any more.
-    """
-
-    def __init__(self, run: Callable[[Tensors], Tensors], given: Tensors):
-        self._graph = torch.cuda.CUDAGraph()
-        # Ordinary tensors: later calls may come from outside of inference mode.
-        with torch.inference_mode(False), torch.no_grad(), _uncached(given[0].device.type):
-            self._given = [tensor.clone() for tensor in given]
-            with torch.cuda.graph(self._graph):
-                self._found = run(self._given)
-
-    def __call__(self, given: Tensors) -> Tensors:
-        _copy(self._given, given)
-        self._graph.replay()
-        found = [torch.empty_like(tensor) for tensor in self._found]
-        _copy(found, self._found)
-        return found
-
-
-def tables_of(modules: Iterable[nn.Module]) -> list[Tensor]:
-    """What layers work out once and keep, beside weights: a recording reads it where it lies, even after a
-    layer has taken larger tables for a longer sequence."""
-    return list(tensors_in([list(vars(inner).values()) for module in modules for inner in module.modules()]))
-
-
-def first_cause(error: BaseException) -> str:
-    """A recording that failed is ended, which fails too: what came first says why."""
-    while error.__context__ is not None:
-        error = error.__context__
-    told = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {told}"
-
-
-def _uncached(device: str) -> torch.autocast:
-    """Autocast as it is, but for weights that it rounded earlier, whose memory it will give away."""
-    enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-    return torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False)
 
 
 def _kind(x_bd: Tensor) -> Hashable:
@@ -231,6 +187,10 @@ def _keeps_shape(before: Any, after: Any) -> bool:
     return before is None and after is None
 
 
+def _forms(tensors: Iterable[Tensor]) -> list[tuple[torch.Size, torch.dtype]]:
+    return [(tensor.shape, tensor.dtype) for tensor in tensors]
+
+
 def _made_as(like: Any, tensors: Iterator[Tensor]) -> Any:
     """A state of these tensors, made as another one is."""
     if isinstance(like, Tensor):
@@ -245,13 +205,3 @@ def _differ(found: Tensors, expected: Tensors) -> bool:
     """Whether tensors differ by more than another order of sums would make (not a number: never)."""
     pairs = [(a.double(), b.double()) for a, b in zip(found, expected, strict=True)]
     return bool((torch.stack([(a - b).norm() - 0.02 * b.norm() for a, b in pairs]) > 1e-6).any())
-
-
-def _copy(into: Tensors, tensors: Tensors) -> None:
-    """A launch or two a dtype, however many tensors."""
-    by_dtype: dict[torch.dtype, tuple[Tensors, Tensors]] = defaultdict(lambda: ([], []))
-    for a, b in zip(into, tensors, strict=True):
-        by_dtype[a.dtype][0].append(a)
-        by_dtype[a.dtype][1].append(b)
-    for a_list, b_list in by_dtype.values():
-        torch._foreach_copy_(a_list, b_list)

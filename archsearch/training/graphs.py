@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from archsearch.compiler.steps import first_cause, tables_of
+from archsearch.compiler.recording import first_cause, on_this_stream, tables_of
 from archsearch.mixers.base import Call, Mixer
 
 MOST_SHAPES = 8
@@ -100,7 +100,8 @@ class RecordedPasses:
         run = _Pass(self.model, self._autocast)
         try:
             # Parameters that no pass reaches have no gradient, here as elsewhere.
-            torch.cuda.make_graphed_callables(run, (ids_bl.clone(),), allow_unused_input=True)
+            with on_this_stream(ids_bl.device):
+                torch.cuda.make_graphed_callables(run, (ids_bl.clone(),), allow_unused_input=True)
         except RuntimeError as error:  # out of memory, or a kernel that cannot be recorded
             self.refused = first_cause(error)
             torch.cuda.empty_cache()

@@ -17,6 +17,7 @@ from torch import Tensor
 from archsearch import compile_model
 from archsearch.compiler import LanguageModel, steps
 from archsearch.compiler.model import ModelState
+from archsearch.compiler.recording import copy_all
 from archsearch.compiler.steps import MOST_KEPT, StackSteps, kernel_by_kernel
 from archsearch.spec import ModelSpec
 
@@ -44,8 +45,8 @@ class Again:
             self.found = self._run()
 
     def __call__(self, given: list[Tensor]) -> list[Tensor]:
-        steps._copy(self.given, given)
-        steps._copy(self.found, self._run())
+        copy_all(self.given, given)
+        copy_all(self.found, self._run())
         return [tensor.clone() for tensor in self.found]
 
     def _run(self) -> list[Tensor]:

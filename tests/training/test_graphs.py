@@ -17,6 +17,7 @@ from archsearch import compile_model
 from archsearch.data import DataSpec, Group, MixtureStream
 from archsearch.mixers.base import Call
 from archsearch.spec import ModelSpec
+from archsearch.training import graphs
 from archsearch.training.graphs import MOST_SHAPES, RecordedPasses, recordable
 from archsearch.training.loop import Trainer
 from archsearch.training.spec import TrainingSpec
@@ -158,6 +159,7 @@ def test_what_cannot_be_recorded_runs_kernel_by_kernel() -> None:
         assert torch.equal(logits, model(ids_bl, None))
         logits.sum().backward()
     assert passes.refused is not None
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
 
 
 @needs_gpu
@@ -192,6 +194,7 @@ class Recorder:
         for name in ("memory_allocated", "memory_reserved"):
             monkeypatch.setattr(torch.cuda, name, lambda *device: 0)
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+        monkeypatch.setattr(graphs, "on_this_stream", lambda device: nullcontext())
 
     def record(self, run: nn.Module, given: tuple[torch.Tensor, ...], **more: Any) -> None:
         if self.error is not None:

@@ -1,0 +1,92 @@
+"""Work on a GPU as a CUDA graph: one launch in the place of many."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from archsearch.mixers.base import tensors_in
+
+Tensors = list[Tensor]
+
+
+class Recording:
+    """What `run` makes of tensors, as a CUDA graph: for tensors of the shapes of those given first.
+
+    `run` has run at these shapes before, so that nothing is tuned or compiled any more.
+    """
+
+    def __init__(self, run: Callable[[Tensors], Tensors], given: Tensors):
+        device = given[0].device
+        pool = _pool(device, torch.cuda.current_stream(device).cuda_stream)
+        self._graph = torch.cuda.CUDAGraph()
+        # Ordinary tensors: later calls may come from outside of inference mode.
+        with torch.inference_mode(False), torch.no_grad(), _uncached(device.type):
+            self._given = [tensor.clone() for tensor in given]
+            # What other threads do meanwhile is theirs, but for recordings: a process makes one at a time.
+            graph = torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local")
+            with _one_at_a_time, on_this_stream(device), graph:
+                self._found = run(self._given)
+
+    def __call__(self, given: Tensors) -> Tensors:
+        copy_all(self._given, given)
+        self._graph.replay()
+        found = [torch.empty_like(tensor) for tensor in self._found]
+        copy_all(found, self._found)
+        return found
+
+
+_one_at_a_time = Lock()
+
+
+@cache
+def _pool(device: torch.device, stream: int) -> Any:
+    """The memory of all recordings of a stream: they run in turn, and what they find is copied at once."""
+    return torch.cuda.graph_pool_handle()
+
+
+@contextmanager
+def on_this_stream(device: torch.device) -> Iterator[None]:
+    """The current stream is so afterwards too: a recording that fails leaves its own."""
+    stream = torch.cuda.current_stream(device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_stream(stream)
+
+
+def tables_of(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """What layers work out once and keep, beside weights: a recording reads it where it lies, even after a
+    layer has taken larger tables for a longer sequence."""
+    return list(tensors_in([list(vars(inner).values()) for module in modules for inner in module.modules()]))
+
+
+def first_cause(error: BaseException) -> str:
+    """A recording that failed is ended, which fails too: what came first says why."""
+    while error.__context__ is not None:
+        error = error.__context__
+    told = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {told}"
+
+
+def _uncached(device: str) -> torch.autocast:
+    """Autocast as it is, but for weights that it rounded earlier, whose memory it will give away."""
+    enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    return torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False)
+
+
+def copy_all(into: Tensors, tensors: Tensors) -> None:
+    """A launch or two a dtype, however many tensors."""
+    by_dtype: dict[torch.dtype, tuple[Tensors, Tensors]] = defaultdict(lambda: ([], []))
+    for a, b in zip(into, tensors, strict=True):
+        by_dtype[a.dtype][0].append(a)
+        by_dtype[a.dtype][1].append(b)
+    for a_list, b_list in by_dtype.values():
+        torch._foreach_copy_(a_list, b_list)
