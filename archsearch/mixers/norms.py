@@ -17,6 +17,14 @@ from archsearch.mixers.kernels import Choice, Kernels
 from archsearch.mixers.kernels.limits import norm_problem
 from archsearch.spec.model import NormSpec
 
+LITTLE = 1 << 18
+"""Numbers for which torch's own operations are launched and done before a function of ours is."""
+
+
+def _is_step(x_d: Tensor) -> bool:
+    """Whether these are tokens (batch, d) of a step, which no gradient passes."""
+    return x_d.ndim == 2 and x_d.numel() <= LITTLE and not torch.is_grad_enabled()
+
 
 class RMSNorm(nn.Module):
     """x / rms(x) * weight (arXiv 1910.07467), over groups of width / groups channels each.
@@ -47,16 +55,16 @@ class RMSNorm(nn.Module):
         return x_d, y_d
 
     def forward(self, x_d: Tensor) -> Tensor:
-        if x_d.is_cuda and self.groups == 1:
+        if self.groups == 1 and (x_d.is_cuda or _is_step(x_d)):
             factor_d = self._factor()
-            if torch.promote_types(x_d.dtype, factor_d.dtype) == x_d.dtype:
-                factor_d = factor_d.to(x_d.dtype)  # torch's one kernel takes one dtype
-            return F.rms_norm(x_d, x_d.shape[-1:], factor_d, self.eps)
+            wide = torch.promote_types(x_d.dtype, factor_d.dtype)  # torch's one kernel takes one dtype
+            y_d = F.rms_norm(x_d.to(wide), x_d.shape[-1:], factor_d.to(wide), self.eps)
+            return y_d.to(x_d.dtype)
         return _RmsNorm.apply(x_d, self._factor(), self.eps, self.groups)
 
     def gated(self, x_d: Tensor, gate_d: Tensor, *, norm_first: bool) -> Tensor:
         """norm(x) * SiLU(gate), or norm(x * SiLU(gate)); of the gate's dtype."""
-        if x_d.is_cuda:
+        if x_d.is_cuda or (self.groups == 1 and _is_step(x_d)):
             # In float32: what rounding takes here, the gradients of Mamba-2's rates lack.
             wide = torch.promote_types(gate_d.dtype, torch.float32)
             x_d, silu = x_d.to(wide), F.silu(gate_d.to(wide))

@@ -140,6 +140,24 @@ def test_gated_norm_is_of_the_gates_dtype(norm_first: bool) -> None:
         assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("unit_offset", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_a_step_norms_as_a_sequence_does(dtype: torch.dtype, unit_offset: bool) -> None:
+    """Without gradients and for few numbers torch's own operations are the sooner ones."""
+    norm = RMSNorm(12, 1e-3, unit_offset=unit_offset)
+    torch.nn.init.normal_(norm.weight, generator=torch.Generator().manual_seed(0))
+    norm.to(dtype)
+    x_bd, gate_bd = torch.randn(2, 3, 12, generator=torch.Generator().manual_seed(1)).to(dtype)
+    of_sequence = norm(x_bd[:, None])[:, 0]
+    gated = {first: norm.gated(x_bd[:, None], gate_bd[:, None], norm_first=first) for first in (False, True)}
+    with torch.no_grad():
+        torch.testing.assert_close(norm(x_bd), of_sequence.detach())
+        assert norm(x_bd).dtype == dtype
+        for first, expected_b1d in gated.items():
+            found_bd = norm.gated(x_bd, gate_bd, norm_first=first)
+            torch.testing.assert_close(found_bd, expected_b1d[:, 0].detach())
+
+
 @pytest.mark.parametrize("kind", [RMSNorm, LayerNorm])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_norms_keep_the_dtype_and_survive_zeros_and_large_values(
