@@ -170,6 +170,16 @@ def test_states_of_other_shapes_go_kernel_by_kernel(recorded: type[Again]) -> No
         assert len([n for n in recorded.made if n > 3]) == made
 
 
+def test_recordings_are_good_in_inference_mode_and_outside(recorded: type[Again]) -> None:
+    model = model_of("rglru", "mlp")
+    with torch.inference_mode():
+        first = continued(model).clone()
+    torch.testing.assert_close(continued(model), first)
+    with torch.inference_mode():
+        torch.testing.assert_close(continued(model), first)
+    assert len(recorded.made) == 1
+
+
 def test_new_weights_are_taken(recorded: type[Again]) -> None:
     model, other = model_of("rglru", "mlp"), model_of("rglru", "mlp")
     with torch.no_grad():
