@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from threading import Lock
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ class Recording:
 
     def __init__(self, run: Callable[[Tensors], Tensors], given: Tensors):
         device = given[0].device
-        pool = _pool(device, torch.cuda.current_stream(device).cuda_stream)
+        pool, users = pool_of((device, torch.cuda.current_stream(device).cuda_stream))
         self._graph = torch.cuda.CUDAGraph()
         # Ordinary tensors: later calls may come from outside of inference mode.
         with torch.inference_mode(False), torch.no_grad(), _uncached(device.type):
@@ -34,6 +34,7 @@ class Recording:
             graph = torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local")
             with _one_at_a_time, on_this_stream(device), graph:
                 self._found = run(self._given)
+        users.add(self)
 
     def __call__(self, given: Tensors) -> Tensors:
         copy_all(self._given, given)
@@ -46,10 +47,17 @@ class Recording:
 _one_at_a_time = Lock()
 
 
-@cache
-def _pool(device: torch.device, stream: int) -> Any:
-    """The memory of all recordings of a stream: they run in turn, and what they find is copied at once."""
-    return torch.cuda.graph_pool_handle()
+_pools: dict[Hashable, tuple[Any, WeakSet[Any]]] = {}
+
+
+def pool_of(stream: Hashable) -> tuple[Any, WeakSet[Any]]:
+    """The memory of all recordings of a stream, and those: they run in turn, and what they find is copied at
+    once. A new one where none is left, since torch takes up no pool that has been given up."""
+    pool, users = _pools.get(stream, (None, WeakSet()))
+    if not users:
+        pool = torch.cuda.graph_pool_handle()
+    _pools[stream] = pool, users
+    return pool, users
 
 
 @contextmanager

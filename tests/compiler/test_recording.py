@@ -1,0 +1,53 @@
+"""What recordings share and copy (their replays: test_steps)."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from archsearch.compiler.recording import copy_all, first_cause, pool_of
+
+
+class User:
+    """In the place of a recording."""
+
+
+def test_recordings_of_a_stream_share_memory_while_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    handles = itertools.count()
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(handles))
+    first, users = pool_of("stream")
+    kept = User()
+    users.add(kept)
+    assert pool_of("stream")[0] == first
+    assert pool_of("another")[0] != first
+    del kept
+    assert pool_of("stream")[0] not in (first, pool_of("another")[0])
+
+
+def test_tensors_of_several_dtypes_and_strides_are_copied() -> None:
+    given = [
+        torch.randn(3, 4),
+        torch.randn(4, 3).mT,
+        torch.arange(5),
+        torch.randn(2).bfloat16(),
+        torch.ones(0),
+    ]
+    into = [torch.empty_like(tensor) for tensor in given]
+    copy_all(into, given)
+    assert all(torch.equal(a, b) for a, b in zip(into, given, strict=True))
+    with pytest.raises(ValueError, match="shorter"):
+        copy_all(into, given[1:])
+
+
+def test_the_first_cause_is_named_in_a_line() -> None:
+    def fails() -> None:
+        try:
+            raise RuntimeError("not permitted\nsearch for it")
+        finally:
+            raise ValueError("its end")
+
+    with pytest.raises(ValueError) as caught:
+        fails()
+    assert first_cause(caught.value) == "RuntimeError: not permitted"
