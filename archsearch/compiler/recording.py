@@ -72,8 +72,10 @@ def on_this_stream(device: torch.device) -> Iterator[None]:
 
 def tables_of(modules: Iterable[nn.Module]) -> list[Tensor]:
     """What layers work out once and keep, beside weights: a recording reads it where it lies, even after a
-    layer has taken larger tables for a longer sequence."""
-    return list(tensors_in([list(vars(inner).values()) for module in modules for inner in module.modules()]))
+    layer has taken larger tables for a longer sequence. (Weights held so would stay when a model leaves.)"""
+    every = [vars(inner).items() for module in modules for inner in module.modules()]
+    kept = [value for items in every for name, value in items if name not in ("_parameters", "_buffers")]
+    return list(tensors_in(kept))
 
 
 def first_cause(error: BaseException) -> str:

@@ -49,7 +49,8 @@ class StackSteps:
                 return self._replayed(runs, x_bd, states, call)
         x_bd, after = stepped(self._blocks, x_bd, states, call)
         with self._lock:
-            self._kept.pop(kind, None)
+            if self._kept.pop(kind, None) is not None:
+                self._kept.clear()  # weights that moved did so for every kind
             while len(self._kept) >= MOST_KEPT:
                 self._kept.pop(next(iter(self._kept)))
             self._kept[kind] = _runs(self._blocks, states, after)

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from archsearch.compiler.recording import copy_all, first_cause, pool_of
+from archsearch.compiler.recording import copy_all, first_cause, pool_of, tables_of
 
 
 class User:
@@ -39,6 +39,13 @@ def test_tensors_of_several_dtypes_and_strides_are_copied() -> None:
     assert all(torch.equal(a, b) for a, b in zip(into, given, strict=True))
     with pytest.raises(ValueError, match="shorter"):
         copy_all(into, given[1:])
+
+
+def test_tables_are_what_layers_keep_beside_weights() -> None:
+    layer = torch.nn.BatchNorm1d(2)
+    table = torch.ones(3)
+    layer._cached = {"key": (table, None)}
+    assert [id(t) for t in tables_of([torch.nn.Sequential(layer)])] == [id(table)]
 
 
 def test_the_first_cause_is_named_in_a_line() -> None:

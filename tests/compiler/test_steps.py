@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import io
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -197,6 +198,18 @@ def test_new_weights_are_taken(recorded: type[Again]) -> None:
     model.layers[1].layer = copy.deepcopy(other.layers[1].layer).double()
     torch.testing.assert_close(continued(model), plain(model))
     assert len(recorded.made) == 4
+
+
+def test_a_model_that_leaves_takes_its_weights_along(recorded: type[Again]) -> None:
+    model = model_of("rglru", {"mamba2": {"head_dim": 16, "d_state": 4, "multipliers": [1, 2, 1, 1, 1]}})
+    for batch in (1, 2):
+        continued(model, batch=batch)
+    left = [weakref.ref(p) for p in model.parameters()]
+    for name, p in model.named_parameters():
+        place, _, last = name.rpartition(".")
+        setattr(model.get_submodule(place), last, torch.nn.Parameter(p.detach() * 2))
+    del p
+    assert all(ref() is None for ref in left)
 
 
 def test_a_copy_records_for_itself(recorded: type[Again]) -> None:
