@@ -8,6 +8,7 @@ import copy
 import io
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -198,6 +199,17 @@ def test_new_weights_are_taken(recorded: type[Again]) -> None:
     model.layers[1].layer = copy.deepcopy(other.layers[1].layer).double()
     torch.testing.assert_close(continued(model), plain(model))
     assert len(recorded.made) == 4
+
+
+def test_threads_take_turns_at_a_recording(recorded: type[Again]) -> None:
+    model = model_of("rglru", "mlp")
+    expected = [plain(model, prompt=prompt) for prompt in (3, 7)]
+    continued(model)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda i: continued(model, prompt=(3, 7)[i % 2], tokens=6), range(40)))
+    for i, logits in enumerate(found):
+        torch.testing.assert_close(logits, expected[i % 2])
+    assert len(recorded.made) == 1
 
 
 def test_a_model_that_leaves_takes_its_weights_along(recorded: type[Again]) -> None:
