@@ -23,7 +23,7 @@ from gpu_report import (
     tidy,
 )
 
-from archsearch.compiler.steps import kernel_by_kernel
+from archsearch.compiler.steps import kernel_by_kernel, told
 from archsearch.mixers.base import tensors_in
 from archsearch.spec import model_cost
 
@@ -82,7 +82,7 @@ def decode_case(report: Report, size: str, context: int, layout: str, batch: int
     return {
         "tokens/s": round(batch * tokens / median(taken["own"])),
         **row,
-        "not recorded": model._steps.refused,
+        "recorded": told(model),
         "prefill ms": milliseconds(prefill),
         "cache bytes a sequence": held // batch,
         "by the cost model": model_cost(spec, context, "bfloat16").total.state_bytes,

@@ -45,8 +45,6 @@ class Recording:
 
 
 _one_at_a_time = Lock()
-
-
 _pools: dict[Hashable, tuple[Any, WeakSet[Any]]] = {}
 
 

@@ -72,12 +72,26 @@ class StackSteps:
             self._kept.clear()
         return x_bd, tuple(after)
 
+    def replayed_blocks(self) -> int:
+        """Those of all recordings that there are."""
+        runs = [run for kept in self._kept.values() for run in kept]
+        return sum(len(run.blocks) for run in runs if run.is_replayed)
+
     def __getstate__(self) -> dict[str, Any]:
         """For copies of a model and pickles: recordings belong to this one's parameters."""
         return {"_blocks": self._blocks}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["_blocks"])  # type: ignore[misc]
+
+
+def told(model: nn.Module) -> dict[str, Any]:
+    """How many blocks are recorded, by the stacks within others too, and why others are not."""
+    held = [getattr(module, "_steps", []) for module in model.modules()]
+    stacks = [one for some in held for one in (some if isinstance(some, list) else [some])]
+    refused = sorted({stack.refused for stack in stacks if stack.refused})
+    blocks = sum(stack.replayed_blocks() for stack in stacks)
+    return {"blocks": blocks, **({"refused": refused} if refused else {})}
 
 
 _replaying = ContextVar("replaying", default=True)
@@ -128,15 +142,22 @@ class _Run:
         held = list(tensors_in(states))
         if not self._recorded or _forms(held) != self._forms:
             return None
-        if self._recording is None:
+        given = [x_bd, *held]
+        if self._recording is not None:
+            found = self._recording(given)
+        else:
             with kernel_by_kernel():
-                expected = self._flat([x_bd, *held], states)
-            recording = Recording(lambda tensors: self._flat(tensors, states), [x_bd, *held])
-            if _differ(recording([x_bd, *held]), expected):
+                found = self._flat(given, states)
+            recording = Recording(lambda tensors: self._flat(tensors, states), given)
+            if _differ(recording(given), found):
                 raise RuntimeError("replayed, a step is not what it is kernel by kernel")
             self._recording, self._tables = recording, tables_of(self.blocks)
-        x_bd, *held = self._recording([x_bd, *held])
+        x_bd, *held = found
         return x_bd, _made_as(states, iter(held))  # as it was before the step
+
+    @property
+    def is_replayed(self) -> bool:
+        return self._recording is not None
 
     def _flat(self, tensors: Tensors, like: Sequence[Any]) -> Tensors:
         x_bd, *held = tensors
