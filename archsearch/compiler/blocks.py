@@ -6,7 +6,7 @@ Shape suffixes: b batch, l length, d d_model.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,20 +14,13 @@ from torch import Tensor, nn
 from archsearch.compiler.lora import adapt
 from archsearch.compiler.merges import MERGE_MODULES
 from archsearch.compiler.overlap import independent, overlapped
-from archsearch.compiler.steps import StackSteps
+from archsearch.compiler.steps import Pending, StackSteps
 from archsearch.mixers.base import Call, Mixer, Surroundings, masked
 from archsearch.mixers.kernels import Kernels
 from archsearch.mixers.norms import RMSNorm, build_norm
 from archsearch.mixers.table import MIXERS
 from archsearch.spec.graph import Node
 from archsearch.spec.model import ModelSpec
-
-
-class Pending(NamedTuple):
-    """x + y, to be added by the norm of the next block."""
-
-    x: Tensor
-    y: Tensor
 
 
 class Block(nn.Module):
@@ -63,10 +56,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor | Pending, call: Call) -> Tensor | Pending:
         x, y = self._in(x, call)
-        y = self.layer(masked(y, call), call)
-        if self.defers and self.stream is None and not torch.compiler.is_compiling():
-            return Pending(x, y)
-        return self._out(x, y, call)
+        return self._left(x, self.layer(masked(y, call), call), call)
 
     def followed_by(self, block: Block | None) -> None:
         """Note a place of this block; in all of them the next one must take a pending sum."""
@@ -79,10 +69,16 @@ class Block(nn.Module):
         y, state = self.layer.prefill(masked(y, call), call)
         return self._out(x, y, call), state
 
-    def step(self, x: Tensor, state: Any, call: Call) -> tuple[Tensor, Any]:
+    def step(self, x: Tensor | Pending, state: Any, call: Call) -> tuple[Tensor | Pending, Any]:
         x, y = self._in(x, call)
         y, state = self.layer.step(y, state, call)
-        return self._out(x, y, call), state
+        return self._left(x, y, call), state
+
+    def _left(self, x: Tensor, y: Tensor, call: Call) -> Tensor | Pending:
+        """For the next block."""
+        if self.defers and self.stream is None and not torch.compiler.is_compiling():
+            return Pending(x, y)
+        return self._out(x, y, call)
 
     def _in(self, given: Tensor | Pending, call: Call) -> tuple[Tensor, Tensor]:
         """The residual, and what the layer reads."""

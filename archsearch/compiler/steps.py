@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import groupby
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,13 @@ from archsearch.mixers.base import Call, tensors_in
 
 MOST_KEPT = 4
 """Recordings, of batches that differ in size or dtype. Each keeps its states twice."""
+
+
+class Pending(NamedTuple):
+    """x + y, to be added by the norm of the next block."""
+
+    x: Tensor
+    y: Tensor
 
 
 class StackSteps:
@@ -123,19 +130,11 @@ class _Run:
         self._recorded = recorded
         self._recording: Recording | None = None
         self._forms = _forms(tensors_in(states))
-        modules = [module for block in blocks for module in block.modules()] if recorded else []
-        self._inner = [module._modules for module in modules]
-        self._weights = [held for m in modules for held in (m._parameters, m._buffers)]
+        self._places = _Places(blocks if recorded else [])
         self._tables: list[Tensor] = []
-        self._places = self._where()
 
     def in_place(self) -> bool:
-        """Whether modules and weights are those that they were, and lie where they did."""
-        return self._places == self._where()
-
-    def _where(self) -> list[int]:
-        weights = [t.data_ptr() for held in self._weights for t in held.values() if t is not None]
-        return weights + [id(module) for held in self._inner for module in held.values()]
+        return self._places.are_same()
 
     def replayed(self, x_bd: Tensor, states: Sequence[Any]) -> tuple[Tensor, Sequence[Any]] | None:
         """The step by its recording; None where there is none to be, or not of such states."""
@@ -165,6 +164,31 @@ class _Run:
         return [x_bd, *tensors_in(states)]
 
 
+class _Places:
+    """Modules and weights, and where they lie: looked up at every token, and so a few steps each."""
+
+    def __init__(self, blocks: Iterable[nn.Module]):
+        modules = [module for block in blocks for module in block.modules()]
+        inner = [module._modules for module in modules]
+        held = [holder for m in modules for holder in (m._parameters, m._buffers)]
+        self._holders: list[Any] = [*inner, *held]
+        self._inner = [(holder, name) for holder in inner for name in holder]
+        self._weights = [(holder, name) for holder in held for name in holder]
+        self._before = self._now()
+
+    def are_same(self) -> bool:
+        """Whether modules and weights are those that they were, and lie where they did."""
+        try:
+            return self._before == self._now()
+        except KeyError:  # one is gone
+            return False
+
+    def _now(self) -> tuple[int, list[int], list[int]]:
+        weights = [0 if (t := holder[name]) is None else t.data_ptr() for holder, name in self._weights]
+        modules = [id(holder[name]) for holder, name in self._inner]
+        return sum(map(len, self._holders)), modules, weights
+
+
 def _kind(x_bd: Tensor) -> Hashable:
     """What a recording is good for. Of the stream too: recordings of one stream run in turn."""
     device = x_bd.device
@@ -177,11 +201,11 @@ def stepped(
     blocks: Iterable[Any], x_bd: Tensor, states: Sequence[Any], call: Call
 ) -> tuple[Tensor, tuple[Any, ...]]:
     """Kernel by kernel."""
-    after = []
+    after, x = [], x_bd
     for block, before in zip(blocks, states, strict=True):
-        x_bd, state = block.step(x_bd, before, call)
+        x, state = block.step(x, before, call)
         after.append(state)
-    return x_bd, tuple(after)
+    return x.x + x.y if isinstance(x, Pending) else x, tuple(after)
 
 
 def _runs(blocks: Iterable[Any], before: Sequence[Any], after: Sequence[Any]) -> list[_Run]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from archsearch.mixers.base import Call, Mixer, Surroundings, init_linear, masked
 from archsearch.mixers.delta_rule import gated_delta_chunked, gated_delta_step, unit_vectors
-from archsearch.mixers.norms import RMSNorm
+from archsearch.mixers.norms import gated_norm
 from archsearch.mixers.short_conv import ShortConv
 from archsearch.mixers.step_sizes import draw_step_bias
 from archsearch.spec.layers.deltanet import GatedDeltaNet
@@ -48,7 +48,7 @@ class GatedDeltaNetMixer(Mixer):
         self.conv = ShortConv(self.conv_width, spec.d_conv, bias=False, silu=True, kernels=around.kernels)
         self.dt_bias = nn.Parameter(torch.empty(self.heads))
         self.A_log = nn.Parameter(torch.empty(self.heads))
-        self.norm = RMSNorm(spec.value_dim, spec.norm_eps or around.eps)
+        self.norm = gated_norm(spec.value_dim, spec.norm_eps or around.eps, around.kernels)
         self.out_proj = nn.Linear(self.inner, d_model, bias=False) if project else None
 
     def reset_parameters(self, generator: torch.Generator) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from archsearch.mixers.base import Call, Mixer, Surroundings, init_linear, masked
 from archsearch.mixers.kernels.limits import mamba2_problem, ssd_problem
-from archsearch.mixers.norms import RMSNorm
+from archsearch.mixers.norms import RMSNorm, gated_norm
 from archsearch.mixers.short_conv import ShortConv
 from archsearch.mixers.ssd import ssd_chunked, ssd_step
 from archsearch.mixers.step_sizes import draw_step_bias
@@ -50,7 +50,8 @@ class Mamba2Mixer(Mixer):
         self.D = nn.Parameter(torch.ones(self.heads))
         self.norm: RMSNorm | None = None
         if spec.gated_norm != "none":
-            self.norm = RMSNorm(self.inner, spec.norm_eps or around.eps, spec.norm_groups or spec.groups)
+            eps, groups = spec.norm_eps or around.eps, spec.norm_groups or spec.groups
+            self.norm = gated_norm(self.inner, eps, around.kernels, groups)
         self.norm_first = spec.gated_norm == "before"
         self.out_proj = nn.Linear(self.inner, d_model, bias=spec.bias) if project else None
         self._choose_kernels(around)
@@ -58,7 +59,7 @@ class Mamba2Mixer(Mixer):
     def _choose_kernels(self, around: Surroundings) -> None:
         problem = ssd_problem(self.head_dim, self.d_state)
         self.scan_kernel = around.kernels.choose("ssd", problem)
-        self.step_kernel = around.kernels.choose("ssd_step", problem)
+        self.step_kernel = around.kernels.choose("ssd_step")
         if self.norm is not None and self.norm.groups != self.groups:
             problem = problem or f"it norms {self.norm.groups} groups, and {self.groups} share B and C"
         problem = problem or mamba2_problem(
@@ -98,7 +99,8 @@ class Mamba2Mixer(Mixer):
         x, B, C = self._heads(conv_out)
         kernel = None if torch.is_grad_enabled() else self.step_kernel.of(x)
         if kernel is not None:
-            y_bhp, ssm = kernel(x, self._dt(dt_bh), self._A(), B, C, self.D, state.ssm_bhpn)
+            rates, limit = (dt_bh, self.dt_bias, self.A_log), self.spec.dt_limit
+            y_bhp, ssm = kernel(x, *rates, B, C, self.D, state.ssm_bhpn, dt_limit=limit)
         else:
             wide = state.ssm_bhpn.dtype
             y_bhp, ssm = ssd_step(

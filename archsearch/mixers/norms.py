@@ -39,14 +39,16 @@ class RMSNorm(nn.Module):
         self.unit_offset = unit_offset
         self.weight = nn.Parameter(torch.zeros(width) if unit_offset else torch.ones(width))
         self.kernel: Choice | None = None
+        self.gate_kernel: Choice | None = None
 
     def beside(self, x_d: Tensor, added_d: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x + added, and its norm, for a block that goes on with both.
 
-        In training on a GPU by one kernel; the norm then has the dtype that autocast gives to matmuls.
+        On a GPU by one kernel; the norm then has the dtype that autocast gives to matmuls.
         """
         kernel = None if self.kernel is None else self.kernel.of(x_d)
-        if kernel is None or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        alone = added_d is None and not torch.is_grad_enabled()  # torch has a kernel for the norm
+        if kernel is None or alone or torch.compiler.is_compiling():
             x_d = x_d if added_d is None else x_d + added_d
             return x_d, self(x_d)
         device = x_d.device.type
@@ -64,6 +66,10 @@ class RMSNorm(nn.Module):
 
     def gated(self, x_d: Tensor, gate_d: Tensor, *, norm_first: bool) -> Tensor:
         """norm(x) * SiLU(gate), or norm(x * SiLU(gate)); of the gate's dtype."""
+        kernel = None if self.gate_kernel is None else self.gate_kernel.of(gate_d)
+        if kernel is not None and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            given = x_d, gate_d, self._factor()
+            return kernel(*given, eps=self.eps, groups=self.groups, norm_first=norm_first)
         if x_d.is_cuda or (self.groups == 1 and _is_step(x_d)):
             # In float32: what rounding takes here, the gradients of Mamba-2's rates lack.
             wide = torch.promote_types(gate_d.dtype, torch.float32)
@@ -203,6 +209,13 @@ class LayerNorm(nn.LayerNorm):
 
 
 Norm = RMSNorm | LayerNorm
+
+
+def gated_norm(width: int, eps: float, kernels: Kernels, groups: int = 1) -> RMSNorm:
+    """A norm to be used with a gate."""
+    norm = RMSNorm(width, eps, groups)
+    norm.gate_kernel = kernels.choose("gated_norm", norm_problem(width // groups), needed=False)
+    return norm
 
 
 def build_norm(spec: NormSpec, width: int, kernels: Kernels) -> Norm:

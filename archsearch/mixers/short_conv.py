@@ -30,7 +30,7 @@ class ShortConv(nn.Module):
         self.silu = silu
         problem = short_conv_problem(channels, width)
         self.kernel = kernels.choose("short_conv", problem)
-        self.step_kernel = kernels.choose("short_conv_step", problem)
+        self.step_kernel = kernels.choose("short_conv_step")
         self.weight = nn.Parameter(torch.empty(channels, width))
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
 

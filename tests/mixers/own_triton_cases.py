@@ -8,15 +8,24 @@ from __future__ import annotations
 
 import json
 import types
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from archsearch.mixers.base import Surroundings
+from archsearch.mixers.kernels.triton_gate import gated_rms_norm
 from archsearch.mixers.kernels.triton_loss import cross_entropy
 from archsearch.mixers.kernels.triton_norm import rms_norm_beside
 from archsearch.mixers.kernels.triton_rope import rotate
+from archsearch.mixers.kernels.triton_steps import conv_step, ssd_step
 from archsearch.mixers.kernels.triton_swiglu import swiglu
+from archsearch.mixers.mamba2 import Mamba2Mixer
+from archsearch.mixers.norms import RMSNorm
+from archsearch.mixers.short_conv import ShortConv
+from archsearch.spec.layers import Mamba2
+from mixers.serving import Serving, served
 
 IGNORE = -100
 
@@ -111,7 +120,78 @@ def gated(*shape: int) -> float:
     return error(results(up, True), results(up.double(), False))
 
 
+def gate(*shape: int, groups: int = 1, norm_first: bool = False, transposed: bool = False) -> float:
+    """The gate is a view of a projection that holds more."""
+    x, wide = random(*shape, seed=0), random(*shape[:-1], shape[-1] + 3, seed=1)
+    x, wide = (t.transpose(0, 1) if transposed else t for t in (x, wide))
+    plain = RMSNorm(shape[-1], 1e-5, groups).double()
+    with torch.no_grad():
+        plain.weight.copy_(random(shape[-1], seed=2))
+        silu = wide[..., 1:-2]
+        y = gated_rms_norm(x, silu, plain.weight.float(), 1e-5, groups, norm_first)
+        return error([y], [plain.gated(x.double(), silu.double(), norm_first=norm_first)])
+
+
+def convolution(channels: int, width: int, *, bias: bool = True, silu: bool = True) -> float:
+    plain = ShortConv(channels, width, bias=bias, silu=silu, kernels=Serving())
+    plain.reset_parameters(torch.Generator().manual_seed(0))
+    x, state = random(2, channels + 5, seed=0)[:, 2:-3], random(2, width - 1, channels, seed=1)
+    weight, bias_c = plain.weight.detach(), plain.bias.detach() if plain.bias is not None else None
+    with torch.no_grad():
+        found = conv_step(x, state, weight, bias_c, silu)
+        expected = plain.double().step(x.double(), state.double())
+    assert torch.equal(state, random(2, width - 1, channels, seed=1))
+    return error([t for t in found if t.numel()], [t for t in expected if t.numel()])
+
+
+def steps(d_model: int = 32, bias: float = 0.0, **fields: Any) -> float:
+    """Tokens of a layer one after another, all of whose kernels are these. bias: added to that of dt."""
+    kernels = Serving(
+        served("short_conv_step", conv_step),
+        served("ssd_step", ssd_step),
+        served("gated_norm", gated_rms_norm),
+    )
+    spec = Mamba2(**fields).resolve(d_model)
+    own, truth = (
+        Mamba2Mixer(spec, Surroundings(d_model, kernels=kernels)),
+        Mamba2Mixer(spec, Surroundings(d_model)),
+    )
+    truth.reset_parameters(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        truth.dt_bias += bias
+        own.load_state_dict(truth.state_dict())
+        truth = truth.double()
+        x = random(2, 4, d_model, seed=0)
+        y, state = own.prefill(x)
+        wanted, its_state = truth.prefill(x.double())
+        found, expected = [y], [wanted]
+        for token in random(5, 2, d_model, seed=1):
+            before = [t.clone() for t in state]
+            y, after = own.step(token, state)
+            assert all(map(torch.equal, before, state))
+            wanted, its_state = truth.step(token.double(), its_state)
+            found.append(y)
+            expected.append(wanted)
+            state = after
+    return error([*found, *state], [*expected, *its_state])
+
+
 CASES = {
+    "gate": lambda: gate(3, 5, 100),
+    "gate of groups, norm first": lambda: gate(3, 5, 96, groups=4, norm_first=True),
+    "gate of transposed views": lambda: gate(3, 5, 24, transposed=True),
+    "convolution's step": lambda: convolution(20, 4),
+    "convolution's step, several blocks": lambda: convolution(300, 3, silu=False),
+    "convolution's step without bias": lambda: convolution(8, 2, bias=False),
+    "convolution's step, one tap": lambda: convolution(8, 1),
+    "Mamba-2's steps": lambda: steps(head_dim=16, d_state=16),
+    "Mamba-2's steps, small rates": lambda: steps(head_dim=16, d_state=128, bias=-12.0),
+    "Mamba-2's steps, large rates": lambda: steps(head_dim=16, d_state=16, bias=25.0),
+    "Mamba-2's steps, odd widths": lambda: steps(d_model=36, head_dim=12, d_state=5, groups=2, d_conv=3),
+    "Mamba-2's steps, rates in bounds": lambda: steps(
+        head_dim=8, d_state=24, groups=4, dt_limit=[0.01, 0.5], gated_norm="before", conv_bias=False
+    ),
+    "Mamba-2's steps, no norm": lambda: steps(head_dim=16, d_state=16, gated_norm="none"),
     "rope": lambda: rope(heads=3, width=8, pairs=4),
     "rope of a view, of a part of the channels": lambda: rope(heads=5, width=14, pairs=3, packed=True),
     "rope of neighbours": lambda: rope(heads=2, width=10, pairs=3, interleaved=True),

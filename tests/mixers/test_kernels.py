@@ -60,15 +60,6 @@ def causal_conv1d(
     return (F.silu(y) if activation == "silu" else y).to(x.dtype)
 
 
-def causal_conv1d_update(
-    x: Tensor, state: Tensor, weight: Tensor, bias: Tensor, *, activation: str | None
-) -> Tensor:
-    window = torch.cat([state, x[..., None]], dim=-1)
-    state.copy_(window[..., 1:])
-    y = (window.float() * weight).sum(-1) + bias
-    return (F.silu(y) if activation == "silu" else y).to(x.dtype)
-
-
 def mamba_chunk_scan(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *, D: Tensor, **more: Any
 ) -> Any:
@@ -130,7 +121,6 @@ def selective_scan(
 def selective_state_update(
     state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *, D: Tensor, dt_bias: Tensor
 ) -> Tensor:
-    """Of both Mambas: Mamba-2's A and dt come with strides of zero."""
     assert state.ndim == 4
     y = torch.empty_like(x)
     for head in range(x.shape[1]):
@@ -140,6 +130,36 @@ def selective_state_update(
         y[:, head] = (y_bp + D[head] * x[:, head]).to(x.dtype)
         state[:, head] = new
     return y
+
+
+def conv_step(
+    x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool
+) -> tuple[Tensor, Tensor]:
+    window = torch.cat([state, x[:, None]], dim=1).float()
+    y = torch.einsum("bkc,ck->bc", window, weight.float()) + (0 if bias is None else bias)
+    return (F.silu(y) if silu else y).to(x.dtype), window[:, 1:].to(state.dtype)
+
+
+def ssd_once(
+    x: Tensor,
+    dt: Tensor,
+    dt_bias: Tensor,
+    A_log: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    state: Tensor,
+    low: float,
+    high: float,
+) -> tuple[Tensor, Tensor]:
+    size = F.softplus(dt.float() + dt_bias).clamp(low, high)
+    y, state = ssd_step(x.float(), size, -A_log.exp(), B.float(), C.float(), state)
+    return (y + D[:, None] * x).to(x.dtype), state
+
+
+def gated_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float, groups: int, norm_first: bool) -> Tensor:
+    assert (groups, norm_first) == (1, False)
+    return F.rms_norm(x.float() * F.silu(gate.float()), x.shape[-1:], weight, eps).to(gate.dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype, added: None) -> tuple[Tensor, Tensor]:
@@ -166,13 +186,14 @@ STAND_INS: dict[str, Callable[..., Any]] = {
     "attention": flash_attn,
     "packed_attention": flash_attn_varlen,
     "short_conv": causal_conv1d,
-    "short_conv_step": causal_conv1d_update,
+    "short_conv_step": conv_step,
     "ssd": mamba_chunk_scan,
-    "ssd_step": selective_state_update,
+    "ssd_step": ssd_once,
     "mamba2": mamba_split_scan,
     "selective_scan": selective_scan,
     "selective_scan_step": selective_state_update,
     "norm": rms_norm,
+    "gated_norm": gated_norm,
     "rope": rotate,
     "swiglu": swiglu,
     "cross_entropy": cross_entropy,
@@ -205,17 +226,12 @@ def test_the_trial_passes_what_keeps_the_convention_and_nothing_else(operation: 
 
 
 def test_old_states_stay_valid() -> None:
-    state = torch.ones(2, 3, 8)
-    before = state.clone()
-    call = OPERATIONS["short_conv_step"][0].call
-    _, new = call(causal_conv1d_update, torch.zeros(2, 8), state, torch.ones(8, 4), torch.zeros(8), silu=True)
-    assert torch.equal(state, before)
-    assert not torch.equal(new, before)
-    given = [torch.ones(2, 3, 4), torch.ones(2, 3), -torch.ones(3), *torch.ones(2, 2, 1, 5), torch.ones(3)]
-    state = torch.ones(2, 3, 4, 5)
-    y, new = OPERATIONS["ssd_step"][0].call(selective_state_update, *given, state)
+    given = [torch.ones(2, 6), torch.ones(2, 6), -torch.ones(6, 5), *torch.ones(2, 2, 1, 5), torch.ones(6)]
+    state = torch.ones(2, 6, 5)
+    y, new = OPERATIONS["selective_scan_step"][0].call(selective_state_update, *given, state)
     assert torch.equal(state, torch.ones_like(state))
-    expected, expected_state = ssd_step(*given[:5], state)
+    B, C = (t.squeeze(1) for t in given[3:5])
+    expected, expected_state = selective_scan_step(*given[:3], B, C, state)
     torch.testing.assert_close(y, expected + 1)
     torch.testing.assert_close(new, expected_state)
 

@@ -170,7 +170,6 @@ def whole_layer(**fields: Any) -> float:
 CASES: dict[str, Callable[[], float]] = {
     "ssd from a state": lambda: ssd(documents=False),
     "ssd of documents": lambda: ssd(documents=True),
-    "ssd step": lambda: step("ssd_step"),
     "selective scan step": lambda: step("selective_scan_step"),
     "mamba2": lambda: whole_layer(),
     "mamba2 norm first, groups": lambda: whole_layer(groups=2, gated_norm="before"),

@@ -122,9 +122,7 @@ def short_conv_step(
     silu: bool,
 ) -> tuple[Tensor, Tensor]:
     """One more token, and the inputs that the next one needs."""
-    state_bjc = state_bjc.clone()  # the kernel writes into it, and old states stay valid
-    y_bc = kernel(x_bc, state_bjc.mT, weight_ck, bias_c, activation="silu" if silu else None)
-    return y_bc, state_bjc
+    return kernel(x_bc, state_bjc, weight_ck, bias_c, silu)
 
 
 def ssd(
@@ -160,21 +158,17 @@ def ssd_step(
     kernel: Function,
     x_bhp: Tensor,
     dt_bh: Tensor,
-    A_h: Tensor,
+    dt_bias_h: Tensor,
+    A_log_h: Tensor,
     B_bgn: Tensor,
     C_bgn: Tensor,
     D_h: Tensor,
     state_bhpn: Tensor,
+    *,
+    dt_limit: tuple[float, float] = (0.0, float("inf")),
 ) -> tuple[Tensor, Tensor]:
-    """One token of the same."""
-    p, n = state_bhpn.shape[2:]
-    state_bhpn = state_bhpn.clone()
-    # Expanded, not copied: by strides of zero the kernel sees that a head's channels share A and dt.
-    dt_bhp, A_hpn = dt_bh[..., None].expand(-1, -1, p), A_h[:, None, None].expand(-1, p, n)
-    no_bias_hp = torch.zeros_like(A_h)[:, None].expand(-1, p)
-    D_hp = D_h[:, None].expand(-1, p)
-    y_bhp = kernel(state_bhpn, x_bhp, dt_bhp, A_hpn, B_bgn, C_bgn, D=D_hp, dt_bias=no_bias_hp)
-    return y_bhp, state_bhpn
+    """One token of the same; dt without its bias and softplus, A as its logarithm."""
+    return kernel(x_bhp, dt_bh, dt_bias_h, A_log_h, B_bgn, C_bgn, D_h, state_bhpn, *dt_limit)
 
 
 def mamba2(
@@ -286,6 +280,20 @@ def norm(
 ) -> tuple[Tensor, Tensor]:
     """RMS norm of x + added in `dtype`, and that sum, to go on from; leading axes are free."""
     return kernel(x_d, weight_d, eps, dtype, added_d)
+
+
+def gated_norm(
+    kernel: Function,
+    x_d: Tensor,
+    gate_d: Tensor,
+    weight_d: Tensor,
+    *,
+    eps: float,
+    groups: int,
+    norm_first: bool,
+) -> Tensor:
+    """norm(x) * SiLU(gate), or norm(x * SiLU(gate)), over groups of channels; without a backward pass."""
+    return kernel(x_d, gate_d, weight_d, eps, groups, norm_first)
 
 
 def rope(

@@ -32,7 +32,7 @@ class Kernel:
 
 
 SSD = "mamba_ssm.ops.triton.ssd_combined"
-STATE_UPDATE = ("mamba_ssm.ops.triton.selective_state_update", "selective_state_update")
+STEPS = "archsearch.mixers.kernels.triton_steps"
 
 OPERATIONS: dict[str, tuple[Kernel, ...]] = {
     "attention": (
@@ -70,16 +70,23 @@ OPERATIONS: dict[str, tuple[Kernel, ...]] = {
         ),
     ),
     "short_conv": (Kernel("causal_conv1d", "causal_conv1d_fn", calls.short_conv),),
-    "short_conv_step": (Kernel("causal_conv1d", "causal_conv1d_update", calls.short_conv_step),),
+    "short_conv_step": (Kernel(STEPS, "conv_step", calls.short_conv_step),),
     # Not float32: the products of these kernels would be TF32, with errors of 1e-3.
     "ssd": (Kernel(SSD, "mamba_chunk_scan_combined", calls.ssd, HALF),),
     "mamba2": (Kernel(SSD, "mamba_split_conv1d_scan_combined", calls.mamba2, HALF),),
-    "ssd_step": (Kernel(*STATE_UPDATE, calls.ssd_step),),
+    "ssd_step": (Kernel(STEPS, "ssd_step", calls.ssd_step),),
     "selective_scan": (
         Kernel("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn", calls.selective_scan),
     ),
-    "selective_scan_step": (Kernel(*STATE_UPDATE, calls.selective_scan_step),),
+    "selective_scan_step": (
+        Kernel(
+            "mamba_ssm.ops.triton.selective_state_update",
+            "selective_state_update",
+            calls.selective_scan_step,
+        ),
+    ),
     "norm": (Kernel("archsearch.mixers.kernels.triton_norm", "rms_norm_beside", calls.norm),),
+    "gated_norm": (Kernel("archsearch.mixers.kernels.triton_gate", "gated_rms_norm", calls.gated_norm),),
     "rope": (Kernel("archsearch.mixers.kernels.triton_rope", "rotate", calls.rope),),
     "swiglu": (Kernel("archsearch.mixers.kernels.triton_swiglu", "swiglu", calls.swiglu),),
     "cross_entropy": (Kernel("archsearch.mixers.kernels.triton_loss", "cross_entropy", calls.cross_entropy),),

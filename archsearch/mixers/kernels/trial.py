@@ -136,8 +136,10 @@ def _ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> R
     return y + D[:, None] * x, last
 
 
-def _ssd_step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor) -> Results:
-    y, state = ssd_step(x, dt, A, B, C, state)
+def _ssd_step(
+    x: Tensor, dt: Tensor, dt_bias: Tensor, A_log: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor
+) -> Results:
+    y, state = ssd_step(x, F.softplus(dt + dt_bias), -A_log.exp(), B, C, state)
     return y + D[:, None] * x, state
 
 
@@ -252,7 +254,8 @@ TRIALS = {
         {
             "x": (BATCH, HEADS, HEAD_DIM),
             "dt": (BATCH, HEADS),
-            "A": (HEADS,),
+            "dt_bias": (HEADS,),
+            "A_log": (HEADS,),
             "B": (BATCH, 1, STATE),
             "C": (BATCH, 1, STATE),
             "D": (HEADS,),
@@ -260,8 +263,7 @@ TRIALS = {
         },
         _plain,
         _ssd_step,
-        frozenset({"dt", "A", "D", "state"}),
-        *_RATES,
+        frozenset({"dt_bias", "A_log", "D", "state"}),
         gradients=False,
     ),
     "mamba2": Trial(
@@ -301,6 +303,13 @@ TRIALS = {
         lambda call, x, weight: call(x, weight, eps=1e-5, dtype=x.dtype),
         lambda x, weight: (F.rms_norm(x, x.shape[-1:], weight, 1e-5), x),
         frozenset({"weight"}),
+    ),
+    "gated_norm": Trial(
+        {"x": (BATCH, LENGTH, INNER - 8), "gate": (BATCH, LENGTH, INNER - 8), "weight": (INNER - 8,)},
+        lambda call, x, gate, weight: (call(x, gate, weight, eps=1e-5, groups=1, norm_first=False),),
+        lambda x, gate, weight: (F.rms_norm(x * F.silu(gate), x.shape[-1:], weight, 1e-5),),
+        frozenset({"weight"}),
+        gradients=False,
     ),
     "rope": Trial({"x": _HEADS["q"]}, lambda call, x: (call(x, *_angles(x)),), _turned),
     "swiglu": Trial(
