@@ -29,19 +29,43 @@ class Recording:
         self._graph = torch.cuda.CUDAGraph()
         # Ordinary tensors: later calls may come from outside of inference mode.
         with torch.inference_mode(False), torch.no_grad(), _uncached(device.type):
-            self._given = [tensor.clone() for tensor in given]
+            self._given = Buffers([tensor.clone() for tensor in given])
             # What other threads do meanwhile is theirs, but for recordings: a process makes one at a time.
             graph = torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local")
             with _one_at_a_time, on_this_stream(device), graph:
-                self._found = run(self._given)
+                found = run(self._given.held)
+        self._found = Buffers(found)
         users.add(self)
 
     def __call__(self, given: Tensors) -> Tensors:
-        copy_all(self._given, given)
+        self._given.fill(given)
         self._graph.replay()
-        found = [torch.empty_like(tensor) for tensor in self._found]
-        copy_all(found, self._found)
-        return found
+        return self._found.copies()
+
+
+class Buffers:
+    """Tensors that stay where they are, in groups of one shape and dtype: a launch copies a group."""
+
+    def __init__(self, held: Tensors):
+        self.held = held
+        alike: dict[Hashable, list[int]] = defaultdict(list)
+        for i, tensor in enumerate(held):
+            alike[tensor.shape, tensor.dtype].append(i)
+        self._groups = [(places, [held[i] for i in places]) for places in alike.values()]
+
+    def fill(self, given: Tensors) -> None:
+        for places, group in self._groups:
+            torch._foreach_copy_(group, [given[i] for i in places])
+
+    def copies(self) -> Tensors:
+        """The tensors as they are now, in new memory: one piece a group."""
+        copies = list(self.held)
+        for places, group in self._groups:
+            room = group[0].new_empty(len(group), *group[0].shape).unbind()
+            torch._foreach_copy_(room, group)
+            for i, copy in zip(places, room, strict=True):
+                copies[i] = copy
+        return copies
 
 
 _one_at_a_time = Lock()
@@ -88,13 +112,3 @@ def _uncached(device: str) -> torch.autocast:
     """Autocast as it is, but for weights that it rounded earlier, whose memory it will give away."""
     enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
     return torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False)
-
-
-def copy_all(into: Tensors, tensors: Tensors) -> None:
-    """A launch or two a dtype, however many tensors."""
-    by_dtype: dict[torch.dtype, tuple[Tensors, Tensors]] = defaultdict(lambda: ([], []))
-    for a, b in zip(into, tensors, strict=True):
-        by_dtype[a.dtype][0].append(a)
-        by_dtype[a.dtype][1].append(b)
-    for a_list, b_list in by_dtype.values():
-        torch._foreach_copy_(a_list, b_list)

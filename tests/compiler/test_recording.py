@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from archsearch.compiler.recording import copy_all, first_cause, pool_of, tables_of
+from archsearch.compiler.recording import Buffers, first_cause, pool_of, tables_of
 
 
 class User:
@@ -33,12 +33,16 @@ def test_tensors_of_several_dtypes_and_strides_are_copied() -> None:
         torch.arange(5),
         torch.randn(2).bfloat16(),
         torch.ones(0),
+        torch.randn(3, 4),
     ]
-    into = [torch.empty_like(tensor) for tensor in given]
-    copy_all(into, given)
-    assert all(torch.equal(a, b) for a, b in zip(into, given, strict=True))
-    with pytest.raises(ValueError, match="shorter"):
-        copy_all(into, given[1:])
+    held = [torch.zeros_like(tensor) for tensor in given]
+    buffers = Buffers(held)
+    buffers.fill(given)
+    assert all(torch.equal(a, b) for a, b in zip(held, given, strict=True))
+    copies = buffers.copies()
+    held[0].zero_()
+    assert all(torch.equal(a, b) for a, b in zip(copies, given, strict=True))
+    assert copies[0].untyped_storage().data_ptr() == copies[5].untyped_storage().data_ptr()
 
 
 def test_tables_are_what_layers_keep_beside_weights() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from archsearch import compile_model
 from archsearch.compiler import LanguageModel, steps
 from archsearch.compiler.model import ModelState
-from archsearch.compiler.recording import copy_all
+from archsearch.compiler.recording import Buffers
 from archsearch.compiler.steps import MOST_KEPT, kernel_by_kernel, told
 from archsearch.spec import ModelSpec
 
@@ -45,18 +45,18 @@ class Again:
         Again.made.append(len(given))
         self.run = run
         with torch.inference_mode(False), torch.no_grad():
-            self.given = [tensor.clone() for tensor in given]
-            self.found = self._run()
+            self.given = Buffers([tensor.clone() for tensor in given])
+            self.found = Buffers(self._run())
 
     def __call__(self, given: list[Tensor]) -> list[Tensor]:
-        copy_all(self.given, given)
-        copy_all(self.found, self._run())
-        return [tensor.clone() for tensor in self.found]
+        self.given.fill(given)
+        self.found.fill(self._run())
+        return self.found.copies()
 
     def _run(self) -> list[Tensor]:
         Again.running = True
         try:
-            found: list[Tensor] = self.run([tensor.clone() for tensor in self.given])
+            found: list[Tensor] = self.run([tensor.clone() for tensor in self.given.held])
         finally:
             Again.running = False
         return found
@@ -308,10 +308,12 @@ def test_nothing_is_recorded_on_a_cpu() -> None:
 @pytest.mark.parametrize(("kind", "fields"), ALONE, ids=label)
 def test_every_mixer_on_a_gpu(kind: str, fields: dict[str, Any]) -> None:
     model = model_of({kind: fields}, "mlp", d_model=64, device="cuda")
+    wide = copy.deepcopy(model).to("cpu", torch.float64)
     for batch in (1, 3):
-        torch.testing.assert_close(
-            continued(model, batch=batch), plain(model, batch=batch), rtol=1e-4, atol=1e-4
-        )
+        found = continued(model, batch=batch)
+        torch.testing.assert_close(found, plain(model, batch=batch), rtol=1e-4, atol=1e-4)
+        expected = continued(wide, batch=batch)
+        torch.testing.assert_close(found.cpu().double(), expected, rtol=1e-3, atol=1e-4)
     assert told(model) == {"blocks": 2 * (1 + is_steady(model))}
 
 
