@@ -46,24 +46,29 @@ def decode(report: Report, sizes: list[str], contexts: list[int], kinds: list[st
 @torch.inference_mode()
 def decode_case(report: Report, size: str, context: int, layout: str, batch: int) -> dict[str, Any]:
     """bf16 weights; the prompt is prefilled, then 32 tokens come one at a time, the likeliest each time: as
-    it runs, kernel by kernel, and by the others. Their caches grow from reading to reading."""
+    generation runs, with old states kept, kernel by kernel, and by the others. Their caches grow from reading
+    to reading."""
     shape, tokens = SHAPES[size], 4 if report.smoke else 32
     spec = spec_of(shape, layout)
     model = build(spec).to(BF16).eval()
     ids = torch.randint(shape.vocab, (1, context), device=DEVICE).expand(batch, -1).contiguous()
     _, state = model.prefill(ids)
 
-    def own() -> None:
+    def own(donate: bool = True) -> None:
         current, after = ids[:, -1], state
-        for _ in range(tokens):
-            logits, after = model.step(current, after)
+        for i in range(tokens):
+            logits, after = model.step(current, after, donate=donate and i > 0)
             current = logits.argmax(-1)
 
     def plain() -> None:
         with kernel_by_kernel():
             own()
 
-    steps: dict[str, Callable[[], object]] = {"own": own, "own kernel by kernel": plain}
+    steps: dict[str, Callable[[], object]] = {
+        "own": own,
+        "own, old states kept": partial(own, donate=False),
+        "own kernel by kernel": plain,
+    }
     row: dict[str, Any] = {}
     for name, make in gpu_rivals.decoders(shape, layout, DEVICE):
         try:

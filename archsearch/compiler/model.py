@@ -80,11 +80,15 @@ class LanguageModel(nn.Module):
         after = ModelState(states, x_bld.shape[1], call.mask)
         return self._logits(x_bld[:, self.spec.meta_tokens :]), after
 
-    def step(self, ids_b: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
-        """Logits (batch, vocab) after one more token a sequence (batch,), and the new state."""
+    def step(self, ids_b: Tensor, state: ModelState, *, donate: bool = False) -> tuple[Tensor, ModelState]:
+        """Logits (batch, vocab) after one more token a sequence (batch,), and the new state.
+
+        donate: the state given is not used again, and the new one may take its memory. On a GPU, steps of
+        many sequences are faster so.
+        """
         mask_bt = None if state.mask_bt is None else F.pad(state.mask_bt, (0, 1), value=True)
         x_bd = self._embed(ids_b[:, None], self._positions(mask_bt, state.position, 1))[:, 0]
-        call = Call(mask_bt, {EMBEDDING: x_bd})
+        call = Call(mask_bt, {EMBEDDING: x_bd}, donated=donate)
         x_bd, states = self._steps(x_bd, state.layers, call)
         return self._logits(x_bd), ModelState(states, state.position + 1, mask_bt)
 

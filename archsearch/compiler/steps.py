@@ -37,7 +37,8 @@ class StackSteps:
 
     Of each kind of batch the first step shows which blocks' states keep their shapes; those that follow one
     another are recorded in the second, and replayed from then on. States are copied into a recording and out
-    of it, so that old ones stay valid. What cannot be recorded goes on kernel by kernel: `refused` says why.
+    of it, so that old ones stay valid, unless the call has them donated. What cannot be recorded goes on
+    kernel by kernel: `refused` says why.
     """
 
     def __init__(self, blocks: Any):  # a ModuleList
@@ -70,7 +71,7 @@ class StackSteps:
         for run in runs:
             before = states[run.start : run.start + len(run.blocks)]
             try:
-                found = run.replayed(x_bd, before)
+                found = run.replayed(x_bd, before, donated=call.donated)
             except RuntimeError as error:  # out of memory, or a kernel that cannot be recorded
                 self.refused, found = first_cause(error), None
             x_bd, held = stepped(run.blocks, x_bd, before, call) if found is None else found
@@ -136,31 +137,38 @@ class _Run:
     def in_place(self) -> bool:
         return self._places.are_same()
 
-    def replayed(self, x_bd: Tensor, states: Sequence[Any]) -> tuple[Tensor, Sequence[Any]] | None:
+    def replayed(
+        self, x_bd: Tensor, states: Sequence[Any], *, donated: bool
+    ) -> tuple[Tensor, Sequence[Any]] | None:
         """The step by its recording; None where there is none to be, or not of such states."""
         held = list(tensors_in(states))
         if not self._recorded or _forms(held) != self._forms:
             return None
-        given = [x_bd, *held]
-        if self._recording is not None:
-            found = self._recording(given)
+        if self._recording is None:
+            x_bd, after = self._recorded_once(x_bd, held, states)
         else:
-            with kernel_by_kernel():
-                found = self._flat(given, states)
-            recording = Recording(lambda tensors: self._flat(tensors, states), given)
-            if _differ(recording(given), found):
-                raise RuntimeError("replayed, a step is not what it is kernel by kernel")
-            self._recording, self._tables = recording, tables_of(self.blocks)
-        x_bd, *held = found
-        return x_bd, _made_as(states, iter(held))  # as it was before the step
+            x_bd, after = self._recording(x_bd, held, donated=donated)
+        return x_bd, states if after is held else _made_as(states, iter(after))
+
+    def _recorded_once(self, x_bd: Tensor, held: Tensors, like: Sequence[Any]) -> tuple[Tensor, Tensors]:
+        """Record the step, and return what it is kernel by kernel."""
+        given = [x_bd, *held]
+        with kernel_by_kernel():
+            found = self._flat(given, like, donated=False)
+        recording = Recording(lambda tensors: self._flat(tensors, like, donated=True), given)
+        y_bd, after = recording(x_bd, held)
+        if _differ([y_bd, *after], found):
+            raise RuntimeError("replayed, a step is not what it is kernel by kernel")
+        self._recording, self._tables = recording, tables_of(self.blocks)
+        return found[0], found[1:]
 
     @property
     def is_replayed(self) -> bool:
         return self._recording is not None
 
-    def _flat(self, tensors: Tensors, like: Sequence[Any]) -> Tensors:
+    def _flat(self, tensors: Tensors, like: Sequence[Any], *, donated: bool) -> Tensors:
         x_bd, *held = tensors
-        x_bd, states = stepped(self.blocks, x_bd, _made_as(like, iter(held)), Call())
+        x_bd, states = stepped(self.blocks, x_bd, _made_as(like, iter(held)), Call(donated=donated))
         return [x_bd, *tensors_in(states)]
 
 

@@ -35,12 +35,14 @@ class Call:
 
     mask: False at padding; None where there is none. Over a sequence (batch, length); in a step (batch,
     tokens so far, this one included). Padding stands before a sequence's first token. streams: what layers
-    told the ones after them. losses: what training adds to its loss, one scalar a term.
+    told the ones after them. losses: what training adds to its loss, one scalar a term. donated: in a step,
+    that nobody needs the states given any more, and that their memory may be written over.
     """
 
     mask: Tensor | None = None
     streams: dict[str, Any] = field(default_factory=dict)
     losses: list[Tensor] = field(default_factory=list)
+    donated: bool = False
 
 
 def masked(x_blc: Tensor, call: Call | None) -> Tensor:
@@ -56,7 +58,8 @@ class Mixer(nn.Module, ABC):
 
     Built from its resolved spec. With `project` false it has no output projection and returns its inner
     features (batch, length, inner_width). A mixer's state is a tuple of tensors (and plain numbers) that
-    `step` replaces, never changes: an old state stays valid. Padding leaves no trace in it.
+    `step` replaces, never changes, unless it was donated: an old state stays valid. Padding leaves no trace
+    in it.
 
     rounds_input: whether it reads its input in matmuls alone, which autocast rounds anyway. recordable:
     whether what it launches on a GPU depends on its input's shape alone, not on what is in it.

@@ -99,8 +99,9 @@ class Mamba2Mixer(Mixer):
         x, B, C = self._heads(conv_out)
         kernel = None if torch.is_grad_enabled() else self.step_kernel.of(x)
         if kernel is not None:
-            rates, limit = (dt_bh, self.dt_bias, self.A_log), self.spec.dt_limit
-            y_bhp, ssm = kernel(x, *rates, B, C, self.D, state.ssm_bhpn, dt_limit=limit)
+            rates, in_place = (dt_bh, self.dt_bias, self.A_log), call is not None and call.donated
+            forms = {"dt_limit": self.spec.dt_limit, "in_place": in_place}
+            y_bhp, ssm = kernel(x, *rates, B, C, self.D, state.ssm_bhpn, **forms)
         else:
             wide = state.ssm_bhpn.dtype
             y_bhp, ssm = ssd_step(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from archsearch.compiler.recording import Buffers, first_cause, pool_of, tables_of
+from archsearch.compiler import recording
+from archsearch.compiler.recording import Buffers, Recording, first_cause, pool_of, tables_of
 
 
 class User:
@@ -62,3 +65,35 @@ def test_the_first_cause_is_named_in_a_line() -> None:
     with pytest.raises(ValueError) as caught:
         fails()
     assert first_cause(caught.value) == "RuntimeError: not permitted"
+
+
+class Undone:
+    """In the place of a CUDA graph, as in test_steps."""
+
+    def __init__(self, work: Any, device: torch.device):
+        self.work, self.found = work, work()
+
+    def __call__(self) -> None:
+        self.found[0].copy_(self.work()[0])
+
+
+def test_states_may_be_written_in_place_handed_on_and_read_by_the_output(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recording, "Graph", Undone)
+    first = [torch.zeros(2), *torch.arange(8.0).view(4, 2)]
+
+    def run(given: list[Tensor]) -> list[Tensor]:
+        _, a, b, c, d = given
+        return [b, c, a, d.add_(1), c + b]  # the output is a state as it was
+
+    for donated in (False, True):
+        step = Recording(run, first)
+        x, states = first[0], first[1:]
+        expected = [t.clone() for t in states]
+        for _ in range(4):
+            y, states = step(x, states, donated=donated)
+            a, b, c, d = expected
+            assert torch.equal(y, b)
+            expected = [c, a, d + 1, c + b]
+            assert all(map(torch.equal, states, expected))

@@ -17,9 +17,9 @@ from contract.building import MIXER_CASES, label
 from torch import Tensor
 
 from archsearch import compile_model
-from archsearch.compiler import LanguageModel, steps
+from archsearch.compiler import LanguageModel, recording, steps
 from archsearch.compiler.model import ModelState
-from archsearch.compiler.recording import Buffers
+from archsearch.compiler.recording import Recording
 from archsearch.compiler.steps import MOST_KEPT, kernel_by_kernel, told
 from archsearch.spec import ModelSpec
 
@@ -32,34 +32,39 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 
 
 class Again:
-    """A recording that runs its blocks again. made: of how many tensors each is; running: whether one is at
-    it, as when a stream is captured."""
+    """In the place of a CUDA graph: work that is done again, and what it returns written where it was.
+
+    made: of how many tensors each step is; running: whether one is at it, as when a stream is captured.
+    """
 
     made: list[int]
     error: Exception | None
     running: bool
 
-    def __init__(self, run: Any, given: list[Tensor]):
+    def __init__(self, work: Any, device: torch.device):
         if Again.error is not None:
             raise Again.error
-        Again.made.append(len(given))
-        self.run = run
-        with torch.inference_mode(False), torch.no_grad():
-            self.given = Buffers([tensor.clone() for tensor in given])
-            self.found = Buffers(self._run())
+        self.work = work
+        self.found = self._again()
 
-    def __call__(self, given: list[Tensor]) -> list[Tensor]:
-        self.given.fill(given)
-        self.found.fill(self._run())
-        return self.found.copies()
+    def __call__(self) -> None:
+        for tensor, now in zip(self.found, self._again(), strict=True):
+            tensor.copy_(now)
 
-    def _run(self) -> list[Tensor]:
+    def _again(self) -> list[Tensor]:
         Again.running = True
         try:
-            found: list[Tensor] = self.run([tensor.clone() for tensor in self.given.held])
+            with torch.no_grad():
+                found: list[Tensor] = self.work()
         finally:
             Again.running = False
         return found
+
+
+class Noted(Recording):
+    def __init__(self, run: Any, given: list[Tensor]):
+        super().__init__(run, given)
+        Again.made.append(len(given))
 
 
 def may_replay(x_bd: Tensor) -> bool:
@@ -71,7 +76,8 @@ def may_replay(x_bd: Tensor) -> bool:
 def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Again]]:
     Again.made, Again.error, Again.running = [], None, False
     with monkeypatch.context() as patch:
-        patch.setattr(steps, "Recording", Again)
+        patch.setattr(recording, "Graph", Again)
+        patch.setattr(steps, "Recording", Noted)
         patch.setattr(steps, "may_replay", may_replay)
         yield Again
 
@@ -83,17 +89,22 @@ def model_of(*layers: Any, d_model: int = 32, device: str = "cpu", **fields: Any
 
 @torch.no_grad()
 def continued(
-    model: LanguageModel, batch: int = 2, prompt: int = 5, tokens: int = 6, state: ModelState | None = None
+    model: LanguageModel,
+    batch: int = 2,
+    prompt: int = 5,
+    tokens: int = 6,
+    state: ModelState | None = None,
+    donate: bool = False,
 ) -> Tensor:
-    """Logits of tokens after a prompt, by steps."""
+    """Logits of tokens after a prompt, by steps. donate: all states but the first."""
     device = model.embedding.weight.device
     ids_bl = torch.randint(256, (batch, prompt + tokens), generator=torch.Generator().manual_seed(prompt))
     ids_bl = ids_bl.to(device)
     if state is None:
         _, state = model.prefill(ids_bl[:, :prompt])
     found = []
-    for ids_b in ids_bl[:, prompt:].unbind(1):
-        logits_bv, state = model.step(ids_b, state)
+    for i, ids_b in enumerate(ids_bl[:, prompt:].unbind(1)):
+        logits_bv, state = model.step(ids_b, state, donate=donate and i > 0)
         found.append(logits_bv)
     return torch.stack(found, 1)
 
@@ -126,7 +137,10 @@ def test_every_mixer_is_recorded_if_its_state_keeps_its_shape(
     kind: str, fields: dict[str, Any], recorded: type[Again]
 ) -> None:
     model = model_of({kind: fields}, d_model=64)
-    torch.testing.assert_close(continued(model), plain(model))
+    expected = plain(model)
+    torch.testing.assert_close(continued(model), expected)
+    torch.testing.assert_close(continued(model, donate=True), expected)
+    torch.testing.assert_close(plain(model, donate=True), expected)
     assert told(model) == {"blocks": int(is_steady(model))}
     assert kind not in STEADY or told(model)["blocks"] == 1
 
@@ -172,6 +186,65 @@ def test_old_states_stay_valid(recorded: type[Again]) -> None:
     assert len(recorded.made) == 1
 
 
+LENDING: list[Any] = ["rglru", {"mamba2": {"head_dim": 16, "d_state": 4}}, "mlp", {"attention": {"heads": 2}}]
+
+
+def lent(state: ModelState) -> list[int]:
+    """Where the states of recorded layers lie."""
+    return [tensor.data_ptr() for part in state.layers[:2] for tensor in part]
+
+
+@torch.no_grad()
+def test_donated_states_stay_where_they_are(recorded: type[Again]) -> None:
+    model, token = model_of(*LENDING), torch.zeros(2, dtype=torch.long)
+    _, state = model.prefill(torch.ones(2, 4, dtype=torch.long))
+    _, state = model.step(token, state)
+    _, state = model.step(token, state, donate=True)  # recorded
+    _, state = model.step(token, state, donate=True)  # lent
+    places = lent(state)
+    for _ in range(3):
+        _, state = model.step(token, state, donate=True)
+        assert lent(state) == places
+    for _ in range(2):
+        _, state = model.step(token, state)
+        assert set(lent(state)).isdisjoint(places)
+    _, state = model.step(token, state, donate=True)
+    assert lent(state) == places
+    assert recorded.made == [5]
+
+
+@torch.no_grad()
+def test_what_is_lent_stays_valid_until_it_is_donated(recorded: type[Again]) -> None:
+    """Whoever else steps, and however often it is stepped from itself."""
+    model, token = model_of(*LENDING), torch.zeros(2, dtype=torch.long)
+    continued(model, donate=True)
+    _, state = model.prefill(torch.ones(2, 4, dtype=torch.long))
+    _, state = model.step(token, state, donate=True)
+    expected = plain(model, state=state)
+    torch.testing.assert_close(continued(model, state=state), expected)  # not donated at first
+    torch.testing.assert_close(continued(model, state=state, donate=True), expected)
+    for donate in (False, True):
+        _, state = model.step(token, state, donate=True)
+        expected = plain(model, state=state)
+        continued(model, prompt=7, donate=donate)  # of another sequence
+        torch.testing.assert_close(continued(model, state=state), expected)
+    assert len(recorded.made) == 1
+
+
+@torch.no_grad()
+def test_sequences_take_turns_with_donated_states(recorded: type[Again]) -> None:
+    model = model_of(*LENDING)
+    ids = torch.randint(256, (2, 2, 12), generator=torch.Generator().manual_seed(0))
+    states = [model.prefill(part[:, :5])[1] for part in ids]
+    found: list[list[Tensor]] = [[], []]
+    for i in range(5, 12):
+        for j, part in enumerate(ids):
+            logits, states[j] = model.step(part[:, i], states[j], donate=True)
+            found[j].append(logits)
+    for part, logits in zip(ids, found, strict=True):
+        torch.testing.assert_close(torch.stack(logits, 1), model(part)[:, 5:], rtol=1e-4, atol=1e-5)
+
+
 def test_each_size_of_batch_has_a_recording_and_some_are_kept(recorded: type[Again]) -> None:
     model = model_of("rglru")
     for batch in range(1, MOST_KEPT + 3):
@@ -192,12 +265,24 @@ def test_states_of_other_shapes_go_kernel_by_kernel(recorded: type[Again]) -> No
 
 
 def test_recordings_are_good_in_inference_mode_and_outside(recorded: type[Again]) -> None:
-    model = model_of("rglru", "mlp")
+    model, token = model_of("rglru", "mlp"), torch.zeros(2, dtype=torch.long)
     with torch.inference_mode():
         first = continued(model).clone()
     torch.testing.assert_close(continued(model), first)
     with torch.inference_mode():
         torch.testing.assert_close(continued(model), first)
+        torch.testing.assert_close(continued(model, donate=True), first)
+        _, inside = model.prefill(torch.ones(2, 4, dtype=torch.long))
+        _, inside = model.step(token, inside, donate=True)
+    with torch.no_grad():
+        expected = plain(model, state=inside)
+        torch.testing.assert_close(continued(model, donate=True), first)
+        torch.testing.assert_close(continued(model, state=inside), expected)
+        _, outside = model.step(token, inside, donate=True)
+    with torch.inference_mode():
+        expected = plain(model, state=outside)
+        torch.testing.assert_close(continued(model, donate=True), first)
+        torch.testing.assert_close(continued(model, state=outside, donate=True), expected)
     assert len(recorded.made) == 1
 
 
@@ -275,7 +360,12 @@ def test_a_recording_that_is_wrong_is_not_used(
     """As if it had read memory that is others' by now."""
     model = model_of("rglru", "mlp")
     before = Again.__call__
-    monkeypatch.setattr(Again, "__call__", lambda self, given: [1.1 * t for t in before(self, given)])
+
+    def spoilt(self: Again) -> None:
+        before(self)
+        self.found[0].mul_(1.1)
+
+    monkeypatch.setattr(Again, "__call__", spoilt)
     torch.testing.assert_close(continued(model), plain(model))
     assert model._steps.refused == "RuntimeError: replayed, a step is not what it is kernel by kernel"
 
@@ -312,6 +402,9 @@ def test_every_mixer_on_a_gpu(kind: str, fields: dict[str, Any]) -> None:
     for batch in (1, 3):
         found = continued(model, batch=batch)
         torch.testing.assert_close(found, plain(model, batch=batch), rtol=1e-4, atol=1e-4)
+        donated = continued(model, batch=batch, donate=True)
+        torch.testing.assert_close(donated, plain(model, batch=batch, donate=True), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(donated, found, rtol=1e-4, atol=1e-4)
         expected = continued(wide, batch=batch)
         torch.testing.assert_close(found.cpu().double(), expected, rtol=1e-3, atol=1e-4)
     assert told(model) == {"blocks": 2 * (1 + is_steady(model))}
@@ -323,6 +416,7 @@ def test_autocast_on_a_gpu(dtype: torch.dtype) -> None:
     layers = [{"mamba2": {"head_dim": 16, "d_state": 16}}, "mlp", {"attention": {"heads": 2}}, "rglru", "mlp"]
     model = model_of(*layers, d_model=64, device="cuda")
     with torch.inference_mode(), torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32):
-        for _ in range(2):
-            torch.testing.assert_close(continued(model), plain(model), rtol=3e-2, atol=3e-2)
+        for donate in (False, True, False):
+            found = continued(model, donate=donate)
+            torch.testing.assert_close(found, plain(model), rtol=3e-2, atol=3e-2)
     assert told(model) == {"blocks": 4}

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from archsearch.mixers.base import Surroundings
+from archsearch.mixers.base import Call, Surroundings
 from archsearch.mixers.kernels.triton_gate import gated_rms_norm
 from archsearch.mixers.kernels.triton_loss import cross_entropy
 from archsearch.mixers.kernels.triton_norm import rms_norm_beside
@@ -144,7 +144,7 @@ def convolution(channels: int, width: int, *, bias: bool = True, silu: bool = Tr
     return error([t for t in found if t.numel()], [t for t in expected if t.numel()])
 
 
-def steps(d_model: int = 32, bias: float = 0.0, **fields: Any) -> float:
+def steps(d_model: int = 32, bias: float = 0.0, donated: bool = False, **fields: Any) -> float:
     """Tokens of a layer one after another, all of whose kernels are these. bias: added to that of dt."""
     kernels = Serving(
         served("short_conv_step", conv_step),
@@ -167,8 +167,9 @@ def steps(d_model: int = 32, bias: float = 0.0, **fields: Any) -> float:
         found, expected = [y], [wanted]
         for token in random(5, 2, d_model, seed=1):
             before = [t.clone() for t in state]
-            y, after = own.step(token, state)
-            assert all(map(torch.equal, before, state))
+            y, after = own.step(token, state, Call(donated=donated))
+            assert torch.equal(before[0], state[0])
+            assert (state[1] is after[1]) if donated else torch.equal(before[1], state[1])
             wanted, its_state = truth.step(token.double(), its_state)
             found.append(y)
             expected.append(wanted)
@@ -191,6 +192,7 @@ CASES = {
     "Mamba-2's steps, rates in bounds": lambda: steps(
         head_dim=8, d_state=24, groups=4, dt_limit=[0.01, 0.5], gated_norm="before", conv_bias=False
     ),
+    "Mamba-2's steps, donated": lambda: steps(head_dim=16, d_state=16, donated=True),
     "Mamba-2's steps, no norm": lambda: steps(head_dim=16, d_state=16, gated_norm="none"),
     "rope": lambda: rope(heads=3, width=8, pairs=4),
     "rope of a view, of a part of the channels": lambda: rope(heads=5, width=14, pairs=3, packed=True),

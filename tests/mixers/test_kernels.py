@@ -151,10 +151,11 @@ def ssd_once(
     state: Tensor,
     low: float,
     high: float,
+    in_place: bool,
 ) -> tuple[Tensor, Tensor]:
     size = F.softplus(dt.float() + dt_bias).clamp(low, high)
-    y, state = ssd_step(x.float(), size, -A_log.exp(), B.float(), C.float(), state)
-    return (y + D[:, None] * x).to(x.dtype), state
+    y, after = ssd_step(x.float(), size, -A_log.exp(), B.float(), C.float(), state)
+    return (y + D[:, None] * x).to(x.dtype), state.copy_(after) if in_place else after
 
 
 def gated_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float, groups: int, norm_first: bool) -> Tensor:

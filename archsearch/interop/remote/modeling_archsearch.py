@@ -171,7 +171,7 @@ class ArchsearchForCausalLM(PreTrainedModel, GenerationMixin):
         logits = []
         for ids_b in ids_bl.unbind(1):
             assert cache.state is not None
-            logits_bv, cache.state = self.model.step(ids_b, cache.state)
+            logits_bv, cache.state = self.model.step(ids_b, cache.state, donate=True)
             logits.append(logits_bv)
         cache.seen += length
         return torch.stack(logits, dim=1)

@@ -166,9 +166,11 @@ def ssd_step(
     state_bhpn: Tensor,
     *,
     dt_limit: tuple[float, float] = (0.0, float("inf")),
+    in_place: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """One token of the same; dt without its bias and softplus, A as its logarithm."""
-    return kernel(x_bhp, dt_bh, dt_bias_h, A_log_h, B_bgn, C_bgn, D_h, state_bhpn, *dt_limit)
+    """One token of the same; dt without its bias and softplus, A as its logarithm. in_place: the new state
+    may take the old one's memory."""
+    return kernel(x_bhp, dt_bh, dt_bias_h, A_log_h, B_bgn, C_bgn, D_h, state_bhpn, *dt_limit, in_place)
 
 
 def mamba2(

@@ -47,16 +47,18 @@ def ssd_step(
     state_bhpn: Tensor,
     low: float,
     high: float,
+    in_place: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Mamba-2's recurrence (arXiv 2405.21060) at its next token, with the skip D x, and the new state.
 
-    dt is the projection's: its bias and softplus are added here, and `low` and `high` bound it.
+    dt is the projection's: its bias and softplus are added here, and `low` and `high` bound it. in_place: the
+    new state is written over the old one, each number after it was read.
     """
     batch, heads, width = x_bhp.shape
     groups, states = B_bgn.shape[1:]
     x, B, C = (_rows(t.flatten(1)) for t in (x_bhp, B_bgn, C_bgn))
     dt, state = _rows(dt_bh), state_bhpn.contiguous()
-    y_bhp, after = x_bhp.new_empty(x_bhp.shape), torch.empty_like(state)
+    y_bhp, after = x_bhp.new_empty(x_bhp.shape), state if in_place else torch.empty_like(state)
     columns = triton.next_power_of_2(states)
     rows = max(1, min(triton.next_power_of_2(width), NUMBERS // columns))
     with torch.cuda.device_of(x):
