@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from archsearch.mixers.attend import attend_to_cache, causal_attention
+from archsearch.mixers.attend import cached_attention_kernel, causal_attention, next_attention
 from archsearch.mixers.base import Call, Surroundings, init_linear
 from archsearch.mixers.cache import KvCache, last_tokens
 from archsearch.mixers.norms import RMSNorm
@@ -133,6 +133,9 @@ class CrossAttentionMerge(MergeModule):
         self.head_dim = d_model // spec.heads
         self.kv_width = self.head_dim * spec.kv_heads
         self.scale, self.kernels = self.head_dim**-0.5, around.kernels
+        self.step_kernel = cached_attention_kernel(
+            around.kernels, key_width=self.head_dim, value_width=self.head_dim
+        )
         self.q_proj = nn.Linear(d_model, d_model, bias=False)
         self.kv_proj = nn.Linear(d_model, 2 * self.kv_width, bias=False)
         self.o_proj = nn.Linear(d_model, d_model, bias=False)
@@ -156,16 +159,17 @@ class CrossAttentionMerge(MergeModule):
             kernels=self.kernels,
             mask_bl=None if call is None else call.mask,
         )
-        cache = last_tokens(k.contiguous(), v.contiguous(), self.spec.window)
+        recordable = self.step_kernel.of(k) is not None
+        cache = last_tokens(k.contiguous(), v.contiguous(), self.spec.window, recordable=recordable)
         return self._out(y.transpose(1, 2).flatten(2), branches), cache
 
     def step(
         self, branches: list[Tensor], x: Tensor, state: KvCache, call: Call | None = None
     ) -> tuple[Tensor, KvCache]:
-        q, k, v = self._heads([branch[:, None] for branch in branches])
-        cache = state.append(k, v, self.spec.window)
+        q, k, v = (t[:, :, 0] for t in self._heads([branch[:, None] for branch in branches]))
         mask_bt = None if call is None else call.mask
-        y_bhe = attend_to_cache(q[:, :, 0], cache, self.scale, mask_bt=mask_bt)
+        forms: dict[str, Any] = {"kernel": self.step_kernel, "scale": self.scale, "mask_bt": mask_bt}
+        y_bhe, cache = next_attention(q, k, v, state, **forms)
         return self._out(y_bhe.flatten(1), branches), cache
 
     def _heads(self, branches: list[Tensor]) -> tuple[Tensor, ...]:

@@ -1,7 +1,7 @@
 """Steps of a stack of blocks; on a GPU as CUDA graphs where nothing but numbers changes from token to token.
 
-One token is little work: the host takes many times longer to launch its kernels than a GPU to run them. What
-has a state that grows with the tokens (attention) runs kernel by kernel.
+One token is little work: the host takes many times longer to launch its kernels than a GPU to run them.
+Caches that grow with the tokens stay where they are: a recording is told where, and how long they are.
 
 Shape suffixes: b batch, d d_model.
 """
@@ -18,11 +18,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from archsearch.compiler.leaves import (
+    Leaves,
+    Numbers,
+    grown,
+    is_recordable,
+    last_position,
+    rebuilt,
+    with_room,
+)
 from archsearch.compiler.recording import Recording, Tensors, first_cause, tables_of
-from archsearch.mixers.base import Call, tensors_in
+from archsearch.mixers.base import Call
+from archsearch.mixers.cache import KvCache
+from archsearch.mixers.rope import Rotary
 
 MOST_KEPT = 4
-"""Recordings, of batches that differ in size or dtype. Each keeps its states twice."""
+"""Recordings, of batches that differ in size or dtype. Each keeps states of its own."""
+
+COVERED = 4096
+"""Positions, beyond twice those that have been, for which rotations are at hand when a step is recorded."""
 
 
 class Pending(NamedTuple):
@@ -35,7 +49,7 @@ class Pending(NamedTuple):
 class StackSteps:
     """Steps `blocks` one after another: (batch, d_model), a state a block -> the same, one token later.
 
-    Of each kind of batch the first step shows which blocks' states keep their shapes; those that follow one
+    Of each kind of batch the first step shows which blocks' states can be recorded; those that follow one
     another are recorded in the second, and replayed from then on. States are copied into a recording and out
     of it, so that old ones stay valid, unless the call has them donated. What cannot be recorded goes on
     kernel by kernel: `refused` says why.
@@ -71,8 +85,8 @@ class StackSteps:
         for run in runs:
             before = states[run.start : run.start + len(run.blocks)]
             try:
-                found = run.replayed(x_bd, before, donated=call.donated)
-            except RuntimeError as error:  # out of memory, or a kernel that cannot be recorded
+                found = run.replayed(x_bd, before, call)
+            except Exception as error:  # out of memory, or whatever a layer does that cannot be recorded
                 self.refused, found = first_cause(error), None
             x_bd, held = stepped(run.blocks, x_bd, before, call) if found is None else found
             after.extend(held)
@@ -122,6 +136,16 @@ def may_replay(x_bd: Tensor) -> bool:
     return _replaying.get() and not torch.cuda.is_current_stream_capturing()
 
 
+class _Recorded(NamedTuple):
+    """numbers: what tells it of caches and positions. tables: what it reads beside weights. covered: for how
+    many positions it has rotations."""
+
+    step: Recording
+    numbers: Numbers
+    tables: list[Tensor]
+    covered: int
+
+
 class _Run:
     """Blocks that follow one another, from `start` on, their states before a step, and whether all are to be
     recorded, or none."""
@@ -129,47 +153,60 @@ class _Run:
     def __init__(self, start: int, blocks: list[Any], states: Sequence[Any], recorded: bool):
         self.start, self.blocks = start, blocks
         self._recorded = recorded
-        self._recording: Recording | None = None
-        self._forms = _forms(tensors_in(states))
+        self._made: _Recorded | None = None
+        self._forms = Leaves.of(states).forms()
         self._places = _Places(blocks if recorded else [])
-        self._tables: list[Tensor] = []
+        self._ropes = [m for block in blocks for m in block.modules() if isinstance(m, Rotary)]
 
     def in_place(self) -> bool:
         return self._places.are_same()
 
     def replayed(
-        self, x_bd: Tensor, states: Sequence[Any], *, donated: bool
+        self, x_bd: Tensor, states: Sequence[Any], call: Call
     ) -> tuple[Tensor, Sequence[Any]] | None:
         """The step by its recording; None where there is none to be, or not of such states."""
-        held = list(tensors_in(states))
-        if not self._recorded or _forms(held) != self._forms:
+        given = Leaves.of(states)
+        padded = bool(given.growing) and call.mask is not None
+        if not self._recorded or padded or given.forms() != self._forms:
             return None
-        if self._recording is None:
-            x_bd, after = self._recorded_once(x_bd, held, states)
-        else:
-            x_bd, after = self._recording(x_bd, held, donated=donated)
-        return x_bd, states if after is held else _made_as(states, iter(after))
-
-    def _recorded_once(self, x_bd: Tensor, held: Tensors, like: Sequence[Any]) -> tuple[Tensor, Tensors]:
-        """Record the step, and return what it is kernel by kernel."""
-        given = [x_bd, *held]
-        with kernel_by_kernel():
-            found = self._flat(given, like, donated=False)
-        recording = Recording(lambda tensors: self._flat(tensors, like, donated=True), given)
-        y_bd, after = recording(x_bd, held)
-        if _differ([y_bd, *after], found):
-            raise RuntimeError("replayed, a step is not what it is kernel by kernel")
-        self._recording, self._tables = recording, tables_of(self.blocks)
-        return found[0], found[1:]
+        if self._made is None or (self._ropes and last_position(given.growing) >= self._made.covered):
+            return self._record(x_bd, states)
+        growing = with_room(given.growing)
+        self._made.numbers.tell(growing)
+        x_bd, after = self._made.step(x_bd, given.tensors, donated=call.donated)
+        if after is given.tensors and not growing:
+            return x_bd, states
+        return x_bd, rebuilt(states, iter(after), iter(grown(growing)))
 
     @property
     def is_replayed(self) -> bool:
-        return self._recording is not None
+        return self._made is not None
 
-    def _flat(self, tensors: Tensors, like: Sequence[Any], *, donated: bool) -> Tensors:
-        x_bd, *held = tensors
-        x_bd, states = stepped(self.blocks, x_bd, _made_as(like, iter(held)), Call(donated=donated))
-        return [x_bd, *tensors_in(states)]
+    def _record(self, x_bd: Tensor, states: Sequence[Any]) -> tuple[Tensor, Sequence[Any]]:
+        """Record the step, and return what it is kernel by kernel."""
+        with kernel_by_kernel():
+            y_bd, after = stepped(self.blocks, x_bd, states, Call())
+        given, expected = Leaves.of(states), Leaves.of(after)
+        growing = with_room(given.growing)  # what is written now is not what the step wrote
+        covered = 2 * last_position(growing) + COVERED
+        for rope in self._ropes:
+            rope.cover(covered)
+        numbers = Numbers(growing, x_bd.device)
+        numbers.tell(growing)
+
+        def run(tensors: Tensors) -> Tensors:
+            x_bd, *held = tensors
+            before = rebuilt(states, iter(held), iter(numbers.places))
+            x_bd, after = stepped(self.blocks, x_bd, before, Call(donated=True))
+            return [x_bd, *Leaves.of(after, states).tensors]
+
+        step = Recording(run, [x_bd, *given.tensors])
+        found_bd, tensors = step(x_bd, given.tensors)
+        found = [found_bd, *tensors, *_last_tokens(grown(growing))]
+        if _differ(found, [y_bd, *expected.tensors, *_last_tokens(expected.growing)]):
+            raise RuntimeError("replayed, a step is not what it is kernel by kernel")
+        self._made = _Recorded(step, numbers, tables_of(self.blocks), covered)
+        return y_bd, after
 
 
 class _Places:
@@ -218,7 +255,7 @@ def stepped(
 
 def _runs(blocks: Iterable[Any], before: Sequence[Any], after: Sequence[Any]) -> list[_Run]:
     """The stack in parts, by whether a block can be recorded."""
-    able = [_by_itself(b) and _keeps_shape(*pair) for b, *pair in zip(blocks, before, after, strict=True)]
+    able = [_by_itself(b) and is_recordable(*pair) for b, *pair in zip(blocks, before, after, strict=True)]
     runs, start = [], 0
     for recorded, part in groupby(zip(able, blocks, strict=True), key=lambda pair: pair[0]):
         inside = [block for _, block in part]
@@ -232,27 +269,10 @@ def _by_itself(block: nn.Module) -> bool:
     return all(getattr(module, "by_itself", True) for module in block.modules())
 
 
-def _keeps_shape(before: Any, after: Any) -> bool:
-    """Whether a state is made of tensors alone (a number in it would be recorded as it is) and stays so."""
-    if isinstance(before, Tensor) and isinstance(after, Tensor):
-        return before.shape == after.shape and before.dtype == after.dtype
-    if isinstance(before, tuple) and isinstance(after, tuple) and len(before) == len(after):
-        return all(map(_keeps_shape, before, after))
-    return before is None and after is None
-
-
-def _forms(tensors: Iterable[Tensor]) -> list[tuple[torch.Size, torch.dtype]]:
-    return [(tensor.shape, tensor.dtype) for tensor in tensors]
-
-
-def _made_as(like: Any, tensors: Iterator[Tensor]) -> Any:
-    """A state of these tensors, made as another one is."""
-    if isinstance(like, Tensor):
-        return next(tensors)
-    if not isinstance(like, tuple | list):
-        return like
-    parts = [_made_as(part, tensors) for part in like]
-    return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
+def _last_tokens(growing: Sequence[Any]) -> Tensors:
+    """What was written into caches."""
+    caches = [part for part in growing if isinstance(part, KvCache)]
+    return [t[..., -1:, :] for cache in caches for t in (cache.k_bgte, cache.v_bgte)]
 
 
 def _differ(found: Tensors, expected: Tensors) -> bool:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from archsearch.mixers.cache import KvCache
+from archsearch.mixers.cache import CachePlace, KvCache
 from archsearch.mixers.kernels import Choice, Kernels
-from archsearch.mixers.kernels.limits import attention_problem
+from archsearch.mixers.kernels.limits import attention_problem, cached_attention_problem
 
 LEAST_BLOCK, LARGEST_BLOCK = 64, 128
 """Queries at a time of windowed attention on a CPU. Measured: fewer cost calls, more cost scores outside."""
@@ -84,6 +85,12 @@ def attention_kernel(
     return plain if not padding and (plain.function is not None or not forms) else packed
 
 
+def cached_attention_kernel(kernels: Kernels, *, key_width: int, value_width: int) -> Choice:
+    """What computes a step's attention where it is recorded."""
+    problem = cached_attention_problem(max(key_width, value_width))
+    return kernels.choose("cached_attention", problem, needed=False)
+
+
 def _asked(window: int | None, softcap: float | None) -> dict[str, float]:
     """The forms beyond plain attention, by name."""
     return {name: value for name, value in (("window", window), ("softcap", softcap)) if value is not None}
@@ -141,6 +148,30 @@ def _attend(
         q, k, v, attn_mask=allowed, is_causal=allowed is None, scale=scale, enable_gqa=grouped
     )
     return y if y.shape[-1] == width else y[:, :, -q_bhle.shape[2] :, :width]
+
+
+def next_attention(
+    q_bhe: Tensor,
+    k_bge: Tensor,
+    v_bge: Tensor,
+    cache: KvCache | CachePlace,
+    *,
+    kernel: Choice,
+    scale: float,
+    mask_bt: Tensor | None = None,
+    softcap: float | None = None,
+    sinks_h: Tensor | None = None,
+) -> tuple[Tensor, Any]:
+    """Attention of one token a sequence to everything cached and itself, and the cache with it.
+
+    kernel: for a cache's place, which holds no padding.
+    """
+    if isinstance(cache, CachePlace):
+        assert kernel.function is not None
+        given = q_bhe, k_bge, v_bge, cache.row_5
+        return kernel.function(*given, scale=scale, softcap=softcap, sinks_x=sinks_h), cache
+    cache = cache.append(k_bge[:, :, None], v_bge[:, :, None])
+    return attend_to_cache(q_bhe, cache, scale, mask_bt=mask_bt, softcap=softcap, sinks_h=sinks_h), cache
 
 
 def attend_to_cache(

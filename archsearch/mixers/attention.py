@@ -11,9 +11,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from archsearch.mixers.attend import attend_to_cache, attention_kernel, causal_attention
+from archsearch.mixers.attend import (
+    attend_to_cache,
+    attention_kernel,
+    cached_attention_kernel,
+    causal_attention,
+    next_attention,
+)
 from archsearch.mixers.base import Call, Mixer, Surroundings, init_linear, masked
-from archsearch.mixers.cache import KvCache, last_tokens
+from archsearch.mixers.cache import KvCache, Position, after, last_tokens
 from archsearch.mixers.norms import RMSNorm
 from archsearch.mixers.rope import Rotary
 from archsearch.mixers.short_conv import ShortConv
@@ -27,7 +33,7 @@ class AttentionState(NamedTuple):
 
     cache: KvCache | None
     conv: Tensor | None
-    position: int
+    position: Position
 
 
 class AttentionMixer(Mixer):
@@ -53,6 +59,9 @@ class AttentionMixer(Mixer):
             window=spec.window,
             softcap=spec.softcap,
             sinks=spec.sinks,
+        )
+        self.step_kernel = cached_attention_kernel(
+            around.kernels, key_width=self.head_dim, value_width=self.value_dim
         )
         w = self.widths = spec.widths()
         self.qkv_proj = nn.Linear(spec.input_width(around.d_model), w.qkv + w.gate, bias=spec.bias)
@@ -91,8 +100,9 @@ class AttentionMixer(Mixer):
             qkv, conv = self.conv.prefill(masked(qkv, call))
         q, k, v = self._heads(qkv, 0, call)
         if not self.spec.kv_from:
-            cache = last_tokens(k.contiguous(), v.contiguous(), self.window)
-        return self._attended(q, k, v, gate, call), AttentionState(cache, conv, x_bld.shape[1])
+            recordable = self.step_kernel.of(k) is not None
+            cache = last_tokens(k.contiguous(), v.contiguous(), self.window, recordable=recordable)
+        return self._attended(q, k, v, gate, call), AttentionState(cache, conv, Position(x_bld.shape[1]))
 
     def step(
         self, x_bd: Tensor, state: AttentionState, call: Call | None = None
@@ -100,21 +110,16 @@ class AttentionMixer(Mixer):
         (qkv, gate), conv = self._projected(x_bd), None
         if self.conv is not None and state.conv is not None:
             qkv, conv = self.conv.step(qkv, state.conv)
-        q, k, v = self._own_heads(qkv[:, None], state.position)
-        own = None
-        if state.cache is not None:
-            own = state.cache.append(k, v, self.window)
+        q, k, v = (t[:, :, 0] for t in self._own_heads(qkv[:, None], state.position))
+        mask_bt, own = None if call is None else call.mask, None
+        forms: dict[str, Any] = {"softcap": self.softcap, "sinks_h": self.sinks}
+        if state.cache is None:
+            y_bhe = attend_to_cache(q, self.told(call, "kv"), self.scale, mask_bt=mask_bt, **forms)
+        else:
+            forms |= {"kernel": self.step_kernel, "scale": self.scale}
+            y_bhe, own = next_attention(q, k, v, state.cache, mask_bt=mask_bt, **forms)
             self.tell(call, "kv", own)
-        cache = own if own is not None else self.told(call, "kv")
-        y_bhe = attend_to_cache(
-            q[:, :, 0],
-            cache,
-            self.scale,
-            mask_bt=None if call is None else call.mask,
-            softcap=self.softcap,
-            sinks_h=self.sinks,
-        )
-        return self._out(y_bhe, gate), AttentionState(own, conv, state.position + 1)
+        return self._out(y_bhe, gate), AttentionState(own, conv, after(state.position))
 
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Queries, keys and values side by side; and the gate."""
@@ -133,7 +138,7 @@ class AttentionMixer(Mixer):
             self.tell(call, "kv", (k, v))
         return q, k, v
 
-    def _own_heads(self, qkv_bld: Tensor, start: int) -> Heads:
+    def _own_heads(self, qkv_bld: Tensor, start: int | Tensor) -> Heads:
         """Projected features -> queries, keys and values a head, normed and rotated (no heads: not own)."""
         q, k, v = qkv_bld.split(self.widths[:3], dim=-1)
         if self.norm_full:

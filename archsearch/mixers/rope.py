@@ -32,15 +32,26 @@ class Rotary(nn.Module):
         self._factor = attention_factor(spec)
         self._cached: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
-    def forward(self, x_bhle: Tensor, start: int) -> Tensor:
-        """Rotate positions start, start + 1, ..."""
-        end = start + x_bhle.shape[2]
+    def cover(self, positions: int) -> None:
+        """Have cosines and sines at hand for so many positions, wherever some have been asked for."""
+        kept = set(self._cached)
+        if self.kernel.function is not None:
+            kept |= {(device, torch.float32) for device, _ in kept}
+        for device, dtype in kept:
+            self._tables(positions, device, dtype)
+
+    def forward(self, x_bhle: Tensor, start: int | Tensor) -> Tensor:
+        """Rotate positions start, start + 1, ... A tensor: the position of one token, which is covered."""
         kernel = None
         # torch's own form is sooner launched for one token, and torch.compile makes such a kernel by itself.
-        if x_bhle.shape[2] > 1 and not torch.compiler.is_compiling():
+        if (x_bhle.shape[2] > 1 or isinstance(start, Tensor)) and not torch.compiler.is_compiling():
             kernel = self.kernel.of(x_bhle)
         dtype = x_bhle.dtype if kernel is None else torch.float32
-        cos, sin = (table[start:end] for table in self._tables(end, x_bhle.device, dtype))
+        if isinstance(start, Tensor):
+            cos, sin = (table.index_select(0, start.view(1)) for table in self._cached[x_bhle.device, dtype])
+        else:
+            end = start + x_bhle.shape[2]
+            cos, sin = (table[start:end] for table in self._tables(end, x_bhle.device, dtype))
         if kernel is not None:
             turned: Tensor = kernel(x_bhle, cos, sin, interleaved=self.interleaved)
             return turned

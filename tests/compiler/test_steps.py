@@ -14,19 +14,25 @@ from typing import Any
 import pytest
 import torch
 from contract.building import MIXER_CASES, label
+from mixers.serving import Serving, attend_in_place, served
 from torch import Tensor
 
 from archsearch import compile_model
 from archsearch.compiler import LanguageModel, recording, steps
+from archsearch.compiler.build import _initialise
 from archsearch.compiler.model import ModelState
 from archsearch.compiler.recording import Recording
 from archsearch.compiler.steps import MOST_KEPT, kernel_by_kernel, told
+from archsearch.interop.remote.modeling_archsearch import StateCache
+from archsearch.mixers.base import Call
+from archsearch.mixers.cache import KvCache, Position
+from archsearch.mixers.kernels import Kernels
 from archsearch.spec import ModelSpec
 
 ALONE = [(kind, fields) for kind, fields in MIXER_CASES if kind != "gated_memory"]
 """gated_memory reads another layer: in a test of its own."""
 
-STEADY = {"mamba1", "mamba2", "gated_deltanet", "kda", "lightning", "rglru", "gated_conv", "mlp"}
+STEADY = {"attention", "mamba1", "mamba2", "gated_deltanet", "kda", "lightning", "rglru", "gated_conv", "mlp"}
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -82,9 +88,19 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Again]]:
         yield Again
 
 
-def model_of(*layers: Any, d_model: int = 32, device: str = "cpu", **fields: Any) -> LanguageModel:
-    spec = {"tokenizer": "bytes", "d_model": d_model, "layers": list(layers), **fields}
-    return compile_model(ModelSpec.model_validate(spec), device=device).eval()
+SERVING = Serving(served("cached_attention", attend_in_place))
+
+
+def model_of(
+    *layers: Any, d_model: int = 32, device: str = "cpu", kernels: Kernels = SERVING, **fields: Any
+) -> LanguageModel:
+    given = {"tokenizer": "bytes", "d_model": d_model, "layers": list(layers), **fields}
+    spec = ModelSpec.model_validate(given)
+    if device != "cpu":
+        return compile_model(spec, device=device).eval()
+    model = LanguageModel(spec, kernels)
+    _initialise(model, torch.Generator().manual_seed(0))
+    return model.eval()
 
 
 @torch.no_grad()
@@ -116,7 +132,11 @@ def plain(model: LanguageModel, **given: Any) -> Tensor:
 
 
 def form(state: Any) -> Any:
-    """Of a state: its tensors' shapes, and whatever else it holds."""
+    """Of a state: its tensors' shapes, and whatever else it holds, but for what may grow."""
+    if isinstance(state, Position):
+        return "position"
+    if isinstance(state, KvCache):
+        return [t.shape[:2] + t.shape[3:] for t in (state.k_bgte, state.v_bgte)]
     if isinstance(state, tuple):
         return [form(part) for part in state]
     return state.shape if isinstance(state, Tensor) else state
@@ -145,8 +165,12 @@ def test_every_mixer_is_recorded_if_its_state_keeps_its_shape(
     assert kind not in STEADY or told(model)["blocks"] == 1
 
 
+MLA: dict[str, Any] = {"mla": {"heads": 2, "kv_rank": 8, "nope_dim": 8, "rope_dim": 4}}
+"""Grows, and is not recorded."""
+
+
 def test_what_lies_between_growing_states_is_recorded(recorded: type[Again]) -> None:
-    layers = ["mlp", "rglru", {"attention": {"heads": 2}}, {"repeat": 2, "layers": ["rglru", "mlp"]}]
+    layers = ["mlp", "rglru", MLA, {"repeat": 2, "layers": ["rglru", "mlp"]}]
     model = model_of(*layers)
     torch.testing.assert_close(continued(model), plain(model))
     # x, and a convolution's and a recurrence's state a layer; the repeated layers are one run.
@@ -154,7 +178,7 @@ def test_what_lies_between_growing_states_is_recorded(recorded: type[Again]) -> 
 
 
 def test_a_branch_is_recorded_beside_one_that_is_not(recorded: type[Again]) -> None:
-    branches = ["rglru", {"attention": {"heads": 2}}, [{"mlp": {"hidden": 8}}, "rglru"]]
+    branches = ["rglru", MLA, [{"mlp": {"hidden": 8}}, "rglru"]]
     model = model_of({"parallel": {"branches": branches, "merge": "mean"}})
     torch.testing.assert_close(continued(model), plain(model))
     assert recorded.made == [3, 3]
@@ -187,6 +211,7 @@ def test_old_states_stay_valid(recorded: type[Again]) -> None:
 
 
 LENDING: list[Any] = ["rglru", {"mamba2": {"head_dim": 16, "d_state": 4}}, "mlp", {"attention": {"heads": 2}}]
+ATTENTION: list[Any] = [{"attention": {"heads": 4, "kv_heads": 2}}, "mlp"]
 
 
 def lent(state: ModelState) -> list[int]:
@@ -245,6 +270,87 @@ def test_sequences_take_turns_with_donated_states(recorded: type[Again]) -> None
         torch.testing.assert_close(torch.stack(logits, 1), model(part)[:, 5:], rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+def test_caches_grow_where_they_are(recorded: type[Again]) -> None:
+    """For as long as they have room; then they move, and nothing is recorded anew."""
+    model = model_of(*ATTENTION)
+    for donate in (False, True):
+        _, state = model.prefill(torch.ones(2, 4, dtype=torch.long))
+        places, logits = [], []
+        for i in range(150):
+            found, state = model.step(torch.full((2,), i), state, donate=donate)
+            places.append(state.layers[0].cache.k_bgte.data_ptr())
+            logits.append(found)
+        assert len(set(places[2:])) == 3
+        ids = torch.cat([torch.ones(4, dtype=torch.long), torch.arange(150)]).expand(2, -1)
+        torch.testing.assert_close(torch.stack(logits, 1), model(ids)[:, 4:], rtol=1e-4, atol=1e-5)
+    assert recorded.made == [1]
+
+
+def test_without_the_kernel_attention_is_not_recorded(recorded: type[Again]) -> None:
+    model = model_of(*ATTENTION, kernels=Kernels())
+    torch.testing.assert_close(continued(model), plain(model))
+    assert told(model) == {"blocks": 1}
+
+
+@torch.no_grad()
+def test_any_state_may_be_continued(recorded: type[Again]) -> None:
+    """Old ones, and such as were re-ordered."""
+    model = model_of(*LENDING, *ATTENTION)
+    _, state = model.prefill(torch.arange(8).view(2, 4))
+    states = [state]
+    for i in range(4):
+        states.append(model.step(torch.full((2,), i), states[-1])[1])
+    for state in (*states[::-1], *states):
+        torch.testing.assert_close(continued(model, state=state), plain(model, state=state))
+    swapped = StateCache()
+    swapped.state = states[-1]
+    swapped.reorder_cache(torch.tensor([1, 0]))
+    assert swapped.state is not None
+    torch.testing.assert_close(continued(model, state=swapped.state), plain(model, state=swapped.state))
+    assert recorded.made == [1 + 2 + 2]
+
+
+@torch.no_grad()
+def test_padding_goes_kernel_by_kernel_where_attention_sees_it(recorded: type[Again]) -> None:
+    model, ids = model_of(*ATTENTION), torch.arange(12).view(2, 6)
+    mask = torch.tensor([[False, True, True, True], [True] * 4])
+    continued(model)
+    _, state = model.prefill(ids[:, :4], Call(mask))
+    assert state.mask_bt is not None
+    _, alone = model.prefill(ids[:1, 1:4])
+    for i in (4, 5):
+        logits, state = model.step(ids[:, i], state)
+        own, alone = model.step(ids[:1, i], alone)
+        torch.testing.assert_close(logits[:1], own, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_longer_sequences_than_were_recorded(recorded: type[Again], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "COVERED", 4)
+    model = model_of(*ATTENTION)
+    torch.testing.assert_close(continued(model, tokens=40), plain(model, tokens=40))
+    assert recorded.made == [1, 1, 1]  # for 2 * 6 + 4 positions, then 2 * 16 + 4, and more
+
+
+def test_a_block_is_recorded_with_all_that_it_holds(recorded: type[Again]) -> None:
+    branches = ["rglru", [{"attention": {"heads": 2, "window": 3}}, "mlp"]]
+    model = model_of({"parallel": {"branches": branches, "merge": "cross_attention"}}, *ATTENTION)
+    torch.testing.assert_close(continued(model), plain(model))
+    assert recorded.made == [3]  # x, and the recurrence's two
+    assert told(model) == {"blocks": 3}
+
+
+@pytest.mark.parametrize("window", [1, 9, 70])
+def test_windows_fill_and_move_on(window: int, recorded: type[Again]) -> None:
+    model = model_of({"attention": {"heads": 2, "window": window}}, "mlp")
+    for prompt in (5, 11, 80):
+        torch.testing.assert_close(
+            continued(model, prompt=prompt, tokens=150), plain(model, prompt=prompt, tokens=150)
+        )
+    assert recorded.made == [1]
+
+
 def test_each_size_of_batch_has_a_recording_and_some_are_kept(recorded: type[Again]) -> None:
     model = model_of("rglru")
     for batch in range(1, MOST_KEPT + 3):
@@ -256,12 +362,14 @@ def test_each_size_of_batch_has_a_recording_and_some_are_kept(recorded: type[Aga
 
 
 def test_states_of_other_shapes_go_kernel_by_kernel(recorded: type[Again]) -> None:
-    """Cross-attention's keys fill its window after a long prompt, and grow after a short one."""
-    merge = {"cross_attention": {"window": 4}}
-    model = model_of({"parallel": {"branches": ["rglru", "mlp"], "merge": merge}})
-    for prompt, made in ((9, 1), (2, 1), (9, 1)):
-        torch.testing.assert_close(continued(model, prompt=prompt), plain(model, prompt=prompt))
-        assert len([n for n in recorded.made if n > 3]) == made
+    model = model_of("rglru", "mlp")
+    continued(model)
+    _, state = model.prefill(torch.ones(2, 4, dtype=torch.long))
+    (conv, h), rest = state.layers
+    wide = ModelState((type(state.layers[0])(conv, h.double()), rest), state.position)
+    torch.testing.assert_close(continued(model, state=wide), plain(model, state=wide))
+    torch.testing.assert_close(continued(model, state=state), plain(model, state=state))
+    assert recorded.made == [3]
 
 
 def test_recordings_are_good_in_inference_mode_and_outside(recorded: type[Again]) -> None:
@@ -419,4 +527,21 @@ def test_autocast_on_a_gpu(dtype: torch.dtype) -> None:
         for donate in (False, True, False):
             found = continued(model, donate=donate)
             torch.testing.assert_close(found, plain(model), rtol=3e-2, atol=3e-2)
-    assert told(model) == {"blocks": 4}
+    assert told(model) == {"blocks": 5}
+
+
+@needs_gpu
+@pytest.mark.parametrize("window", [None, 70])
+def test_caches_that_grow_and_move_on_a_gpu(window: int | None) -> None:
+    attention = {"attention": {"heads": 4, "kv_heads": 2, "softcap": 3.0, "sinks": True, "window": window}}
+    branches = [{"mamba2": {"head_dim": 16, "d_state": 16}}, [attention, "mlp"]]
+    merge = {"cross_attention": {"window": window}}
+    layers = [attention, {"parallel": {"branches": branches, "merge": merge}}, "mlp"]
+    model = model_of(*layers, d_model=64, device="cuda")
+    wide = copy.deepcopy(model).to("cpu", torch.float64)
+    for prompt in (3, 100):
+        expected = continued(wide, prompt=prompt, tokens=300)
+        for donate in (False, True):
+            found = continued(model, prompt=prompt, tokens=300, donate=donate)
+            torch.testing.assert_close(found.cpu().double(), expected, rtol=1e-3, atol=1e-3)
+    assert told(model) == {"blocks": 3}

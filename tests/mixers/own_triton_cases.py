@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from archsearch.mixers.attend import explicit_attention
 from archsearch.mixers.base import Call, Surroundings
+from archsearch.mixers.kernels.triton_cached import attend_in_place
 from archsearch.mixers.kernels.triton_gate import gated_rms_norm
 from archsearch.mixers.kernels.triton_loss import cross_entropy
 from archsearch.mixers.kernels.triton_norm import rms_norm_beside
@@ -177,7 +179,45 @@ def steps(d_model: int = 32, bias: float = 0.0, donated: bool = False, **fields:
     return error([*found, *state], [*expected, *its_state])
 
 
+def attended(
+    held: int,
+    *,
+    heads: int = 4,
+    groups: int = 2,
+    width: int = 16,
+    depth: int = 16,
+    seen: int = 0,
+    softcap: float | None = None,
+    sinks: bool = False,
+) -> float:
+    """To a cache with room, of which no number before the first seen and behind the new one may count."""
+    batch, capacity, scale = 2, held + 3, 0.3
+    q = random(batch, heads, width, seed=0)
+    k, v = random(batch, groups, capacity, width, seed=1), random(batch, groups, capacity, depth, seed=2)
+    sink = random(heads, seed=3) if sinks else None
+    k_all, v_all = (t[:, :, seen : held + 1].double() for t in (k, v))
+    new = [t[:, :, held].clone() for t in (k, v)]
+    for buffer in (k, v):
+        buffer[:, :, held:] = buffer[:, :, :seen] = float("nan")
+    place = torch.tensor([k.data_ptr(), v.data_ptr(), capacity, held, seen])
+    y = attend_in_place(q, *new, place, scale, softcap, sink)
+    assert all(torch.equal(buffer[:, :, held], token) for buffer, token in zip((k, v), new, strict=True))
+    assert all(bool(buffer[:, :, held + 1 :].isnan().all()) for buffer in (k, v))
+    given = q.double()[:, :, None], k_all, v_all, None
+    forms: dict[str, Any] = {"softcap": softcap, "sinks_h": None if sink is None else sink.double()}
+    return error([y], [explicit_attention(*given, scale=scale, **forms)[:, :, 0]])
+
+
 CASES = {
+    "cached attention": lambda: attended(150),
+    "cached attention, many parts": lambda: attended(700, heads=1, groups=1),
+    "cached attention, the first token": lambda: attended(0),
+    "cached attention, in a window": lambda: attended(150, seen=71),
+    "cached attention, itself alone": lambda: attended(150, seen=150),
+    "cached attention, at a part's end": lambda: attended(128, heads=3, groups=3),
+    "cached attention, widths, cap and sinks": lambda: attended(
+        70, heads=6, groups=2, width=20, depth=12, softcap=2.0, sinks=True
+    ),
     "gate": lambda: gate(3, 5, 100),
     "gate of groups, norm first": lambda: gate(3, 5, 96, groups=4, norm_first=True),
     "gate of transposed views": lambda: gate(3, 5, 24, transposed=True),

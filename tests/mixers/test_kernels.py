@@ -24,7 +24,7 @@ from archsearch.mixers.selective_scan import selective_scan_reference, selective
 from archsearch.mixers.ssd import ssd_reference, ssd_step
 from archsearch.mixers.table import MIXERS
 from archsearch.spec import ModelSpec
-from mixers.serving import Serving
+from mixers.serving import Serving, attend_in_place
 
 # Stand-ins: the packages' conventions, computed by the references.
 
@@ -186,6 +186,7 @@ def swiglu(up: Tensor) -> Tensor:
 STAND_INS: dict[str, Callable[..., Any]] = {
     "attention": flash_attn,
     "packed_attention": flash_attn_varlen,
+    "cached_attention": attend_in_place,
     "short_conv": causal_conv1d,
     "short_conv_step": conv_step,
     "ssd": mamba_chunk_scan,

@@ -23,5 +23,5 @@ def test_interpreted_kernels_agree_with_float64() -> None:
     )
     assert done.returncode == 0, done.stderr
     errors = json.loads(done.stdout.splitlines()[-1])
-    assert len(errors) == 28
+    assert len(errors) == 35
     assert max(errors.values()) <= 1e-6, errors

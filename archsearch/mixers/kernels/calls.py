@@ -89,6 +89,23 @@ def packed_attention_by_torch(
     return kernel(q_txe, k_txe, v_txe, starts, starts, longest, longest, **more)
 
 
+def cached_attention(
+    kernel: Function,
+    q_bxe: Tensor,
+    k_bxe: Tensor,
+    v_bxe: Tensor,
+    place_5: Tensor,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    sinks_x: Tensor | None = None,
+) -> Tensor:
+    """Attention of one token to a cache, into which its key and value are written. place: int64, where the
+    cache's keys and values (b, x, capacity, e) lie, their capacity, how many tokens fill them, and the first
+    of these that is seen."""
+    return kernel(q_bxe, k_bxe, v_bxe, place_5, scale, softcap, sinks_x)
+
+
 def short_conv(
     kernel: Function,
     x_blc: Tensor,

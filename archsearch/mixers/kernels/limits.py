@@ -24,6 +24,12 @@ def attention_problem(head_dim: int, value_dim: int, *, sinks: bool = False) -> 
     return None
 
 
+def cached_attention_problem(width: int) -> str | None:
+    if width > FLASH_WIDTH:
+        return f"heads are {width} wide, more than {FLASH_WIDTH}"
+    return None
+
+
 def short_conv_problem(channels: int, width: int) -> str | None:
     if not 2 <= width <= 4:
         return f"the kernel has 2 to 4 taps, this convolution {width}"

@@ -69,6 +69,9 @@ OPERATIONS: dict[str, tuple[Kernel, ...]] = {
             frozenset({"window"}),
         ),
     ),
+    "cached_attention": (
+        Kernel("archsearch.mixers.kernels.triton_cached", "attend_in_place", calls.cached_attention),
+    ),
     "short_conv": (Kernel("causal_conv1d", "causal_conv1d_fn", calls.short_conv),),
     "short_conv_step": (Kernel(STEPS, "conv_step", calls.short_conv_step),),
     # Not float32: the products of these kernels would be TF32, with errors of 1e-3.

@@ -121,6 +121,16 @@ def _packed(call: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Res
     return (y.unflatten(0, (BATCH, LENGTH)).transpose(1, 2),)
 
 
+def _cached(call: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Results:
+    """The last token's attention; keys and values are written where there was nothing."""
+    k, v = k.clone(), v.clone()
+    new = [t[:, :, -1].clone() for t in (k, v)]
+    for buffer in (k, v):
+        buffer[:, :, -1] = 0
+    place = torch.tensor([k.data_ptr(), v.data_ptr(), LENGTH, LENGTH - 1, 0], device=q.device)
+    return call(q[:, :, -1], *new, place, scale=0.1), k, v
+
+
 def _convolved(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     padded_bcl = F.pad(x.mT, (TAPS - 1, 0))
     return F.silu(F.conv1d(padded_bcl, weight[:, None], bias, groups=len(weight))).mT
@@ -223,6 +233,12 @@ _RATES = frozenset({"dt"}), frozenset({"A"})
 TRIALS = {
     "attention": Trial(_HEADS, lambda call, q, k, v: (call(q, k, v, scale=0.1),), _attended),
     "packed_attention": Trial(_HEADS, _packed, _attended),
+    "cached_attention": Trial(
+        _HEADS,
+        _cached,
+        lambda q, k, v: (_attended(q, k, v)[0][:, :, -1], k, v),
+        gradients=False,
+    ),
     "short_conv": Trial(
         {"x": (BATCH, LENGTH, CONV), "weight": (CONV, TAPS), "bias": (CONV,)},
         lambda call, x, weight, bias: (call(x, weight, bias, silu=True),),
