@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TOKENS = 64
-"""Of a cache at a time."""
+TOKENS_AND_STAGES = {2: (64, 3), 4: (32, 2)}
+"""Of a cache at a time, and how many such loads are under way, by bytes a number: shared memory has room."""
 
 PROGRAMS_A_PROCESSOR, MOST_PARTS = 2, 64
 """What a cache is split for, and into how many parts at most."""
@@ -44,12 +44,14 @@ def attend_in_place(
     weight = q.new_empty(batch * heads, parts, 2, dtype=torch.float32)
     y_bhf = v.new_empty(batch, heads, depth)
     block = triton.next_power_of_2(depth)
+    tokens, stages = TOKENS_AND_STAGES[k.element_size()]
     blocks = max(16, triton.next_power_of_2(heads // groups)), max(16, triton.next_power_of_2(width))
     with torch.cuda.device_of(q):
         _attend_part[parts, batch * groups](
             *(q, k, v, place_5, summed, weight, heads // groups, width, depth, scale),
-            *(softcap or 0.0, softcap is not None, TOKENS, *blocks, max(16, block)),
+            *(softcap or 0.0, softcap is not None, k.element_size(), tokens, *blocks, max(16, block)),
             num_warps=4,
+            num_stages=stages,
         )
         _join[(batch * heads,)](
             *(summed, weight, q if sinks_h is None else sinks_h, y_bhf, heads, depth),
@@ -66,6 +68,13 @@ def _capped(scores, softcap):
 
 
 @triton.jit
+def _at(address, near, SIZE: tl.constexpr):
+    """A pointer to numbers like those of another one, as a way from there: so the compiler sees that it is
+    aligned, as torch aligns memory, and loads several numbers at once."""
+    return near + tl.multiple_of((address - near.to(tl.int64)) // SIZE, 16)
+
+
+@triton.jit
 def _attend_part(
     q,
     k,
@@ -79,6 +88,7 @@ def _attend_part(
     scale,
     softcap,
     CAPPED: tl.constexpr,
+    SIZE: tl.constexpr,
     TOKENS: tl.constexpr,
     HEADS: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -86,8 +96,8 @@ def _attend_part(
 ):
     part, parts, pair = tl.program_id(0), tl.num_programs(0), tl.program_id(1).to(tl.int64)
     capacity, held, seen = tl.load(place + 2), tl.load(place + 3), tl.load(place + 4)
-    keys = tl.load(place).to(tl.pointer_type(k.dtype.element_ty)) + pair * capacity * width
-    values = tl.load(place + 1).to(tl.pointer_type(v.dtype.element_ty)) + pair * capacity * depth
+    keys = _at(tl.load(place), k, SIZE) + pair * capacity * width
+    values = _at(tl.load(place + 1), v, SIZE) + pair * capacity * depth
     each = tl.cdiv(tl.cdiv(held + 1 - seen, parts), TOKENS) * TOKENS
     start = seen + part * each
     stop = tl.minimum(start + each, held)
