@@ -48,6 +48,7 @@ class Recording:
         with torch.inference_mode(False), torch.no_grad():
             self._x, *states = [tensor.clone() for tensor in given]
             self._states = Buffers(states)
+            self._once(run)  # in place it may take kernels that steps so far have not
             self._graph = Graph(lambda: self._once(run), self._x.device)
         self._lent: list[ReferenceType[Tensor]] = []
 

@@ -197,7 +197,8 @@ class _Run:
         def run(tensors: Tensors) -> Tensors:
             x_bd, *held = tensors
             before = rebuilt(states, iter(held), iter(numbers.places))
-            x_bd, after = stepped(self.blocks, x_bd, before, Call(donated=True))
+            with kernel_by_kernel():
+                x_bd, after = stepped(self.blocks, x_bd, before, Call(donated=True))
             return [x_bd, *Leaves.of(after, states).tensors]
 
         step = Recording(run, [x_bd, *given.tensors])

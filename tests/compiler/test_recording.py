@@ -70,8 +70,12 @@ def test_the_first_cause_is_named_in_a_line() -> None:
 class Undone:
     """In the place of a CUDA graph, as in test_steps."""
 
+    at_it = False
+
     def __init__(self, work: Any, device: torch.device):
+        Undone.at_it = True
         self.work, self.found = work, work()
+        Undone.at_it = False
 
     def __call__(self) -> None:
         self.found[0].copy_(self.work()[0])
@@ -82,13 +86,17 @@ def test_states_may_be_written_in_place_handed_on_and_read_by_the_output(
 ) -> None:
     monkeypatch.setattr(recording, "Graph", Undone)
     first = [torch.zeros(2), *torch.arange(8.0).view(4, 2)]
+    runs: list[bool] = []
 
     def run(given: list[Tensor]) -> list[Tensor]:
+        runs.append(Undone.at_it)
         _, a, b, c, d = given
         return [b, c, a, d.add_(1), c + b]  # the output is a state as it was
 
     for donated in (False, True):
+        runs.clear()
         step = Recording(run, first)
+        assert runs == [False, True]  # whatever is compiled or tuned is so before it is recorded
         x, states = first[0], first[1:]
         expected = [t.clone() for t in states]
         for _ in range(4):
