@@ -59,7 +59,8 @@ class Mixer(nn.Module, ABC):
     Built from its resolved spec. With `project` false it has no output projection and returns its inner
     features (batch, length, inner_width). A mixer's state is a tuple of tensors (and plain numbers) that
     `step` replaces, never changes, unless it was donated: an old state stays valid. Padding leaves no trace
-    in it.
+    in it. On a GPU steps are recorded where a state is of tensors that keep their shapes, and of what
+    `mixers.cache` has for those that grow.
 
     rounds_input: whether it reads its input in matmuls alone, which autocast rounds anyway. recordable:
     whether what it launches on a GPU depends on its input's shape alone, not on what is in it.
