@@ -47,7 +47,7 @@ def attend_in_place(
     tokens, stages = TOKENS_AND_STAGES[k.element_size()]
     blocks = max(16, triton.next_power_of_2(heads // groups)), max(16, triton.next_power_of_2(width))
     with torch.cuda.device_of(q):
-        _attend_part[parts, batch * groups](
+        _attend_part[batch * groups, parts](
             *(q, k, v, place_5, summed, weight, heads // groups, width, depth, scale),
             *(softcap or 0.0, softcap is not None, k.element_size(), tokens, *blocks, max(16, block)),
             num_warps=4,
@@ -94,7 +94,7 @@ def _attend_part(
     WIDTH: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    part, parts, pair = tl.program_id(0), tl.num_programs(0), tl.program_id(1).to(tl.int64)
+    pair, part, parts = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     capacity, held, seen = tl.load(place + 2), tl.load(place + 3), tl.load(place + 4)
     keys = _at(tl.load(place), k, SIZE) + pair * capacity * width
     values = _at(tl.load(place + 1), v, SIZE) + pair * capacity * depth
