@@ -51,12 +51,17 @@ class FieldError(ValueError):
 
 
 def dotted(path: Path) -> str:
-    """`layers.0.heads`; a key that would break the line is shown as Python writes it."""
-    return ".".join(text if (text := str(part)).isprintable() else repr(text) for part in path)
+    """`layers.0.heads`"""
+    return ".".join(map(_in_line, path))
 
 
 def quoted(words: Iterable[object]) -> str:
-    return ", ".join(str(word) for word in words)
+    return ", ".join(map(_in_line, words))
+
+
+def _in_line(word: object) -> str:
+    """What would break the line is shown as Python writes it."""
+    return text if (text := str(word)).isprintable() else repr(text)
 
 
 def nearest(word: object, known: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ import pytest
 
 from archsearch.experiment import load_experiment
 from archsearch.spec import SpecError, load_spec
+from archsearch.spec.errors import dotted, nearest
 
 FILES = sorted((Path(__file__).parent / "malformed").iterdir())
 EXPECT = re.compile(r"# expect (\d+): (.*)")
@@ -53,3 +54,8 @@ def test_an_experiment_reader_refuses_it_too(path: Path) -> None:
 
 def test_there_are_many() -> None:
     assert len(FILES) >= 100
+
+
+def test_names_that_would_break_a_line_are_shown_as_python_writes_them() -> None:
+    assert nearest("mqar", ["code", "a\nb"]) == "; expected one of: 'a\\nb', code"
+    assert dotted(("data", "a\tb", 0)) == "data.'a\\tb'.0"
