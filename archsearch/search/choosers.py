@@ -42,8 +42,9 @@ class RandomChooser:
 
     def real(self, name: str, low: float, high: float, log: bool) -> float:
         if log:
-            # exp(log(high)) may round to just above high
-            return min(high, max(low, float(np.exp(self.rng.uniform(np.log(low), np.log(high))))))
+            # exp(log(high)) may round to just above high; numpy knows no logarithm of a long integer
+            ends = np.log(float(low)), np.log(float(high))
+            return min(high, max(low, float(np.exp(self.rng.uniform(*ends)))))
         return float(self.rng.uniform(low, high))
 
 

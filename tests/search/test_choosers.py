@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from archsearch.search.choosers import STRATA, StratifiedChooser
+from archsearch.search.choosers import STRATA, RandomChooser, StratifiedChooser
 
 
 def chooser(seed: int, index: int) -> StratifiedChooser:
@@ -44,3 +44,9 @@ def test_parameters_are_drawn_independently_of_each_other() -> None:
         one = chooser(seed, 0)
         counts[one.integer("a", 0, 3, 1), one.integer("b", 0, 3, 1)] += 1
     assert counts.min() > 80
+
+
+def test_ends_of_a_range_may_be_long_integers() -> None:
+    drawn = [RandomChooser(np.random.default_rng(i)).real("x", 1, 10**30, log=True) for i in range(20)]
+    assert all(1 <= value <= 10**30 for value in drawn)
+    assert max(drawn) > 10**10
