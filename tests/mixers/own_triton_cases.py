@@ -12,8 +12,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from compiler.test_steps import Again, continued, may_replay, model_of
 from torch import Tensor
 
+from archsearch.compiler import recording
+from archsearch.compiler import steps as steps_module
+from archsearch.compiler.steps import kernel_by_kernel, told
 from archsearch.mixers.attend import explicit_attention
 from archsearch.mixers.base import Call, Surroundings
 from archsearch.mixers.kernels.triton_cached import attend_in_place
@@ -208,7 +212,37 @@ def attended(
     return error([y], [explicit_attention(*given, scale=scale, **forms)[:, :, 0]])
 
 
+def recorded(*, donate: bool) -> float:
+    """Steps of a model as they are recorded, all of whose kernels are these (replays: see test_steps)."""
+    functions: dict[str, Any] = {
+        "cached_attention": attend_in_place,
+        "short_conv_step": conv_step,
+        "ssd_step": ssd_step,
+        "gated_norm": gated_rms_norm,
+        "norm": rms_norm_beside,
+        "rope": rotate,
+        "swiglu": swiglu,
+    }
+    branches = [{"mamba2": {"head_dim": 8, "d_state": 8}}, {"attention": {"heads": 2, "window": 7}}]
+    merge = {"cross_attention": {"heads": 2}}
+    layers = [
+        {"attention": {"heads": 4, "kv_heads": 2}},
+        {"parallel": {"branches": branches, "merge": merge}},
+    ]
+    layers = [*layers, "mlp"]
+    own = model_of(*layers, kernels=Serving(*(served(*pair) for pair in functions.items())))
+    truth = model_of(*layers, kernels=Serving()).double()
+    Again.made, Again.error, Again.running = [], None, False
+    steps_module.may_replay, recording.Graph = may_replay, Again  # type: ignore[assignment,misc]
+    found = continued(own, tokens=9, donate=donate)
+    assert told(own) == {"blocks": 3}
+    with kernel_by_kernel():
+        return error([found], [continued(truth, tokens=9)])
+
+
 CASES = {
+    "recorded steps": lambda: recorded(donate=False),
+    "recorded steps, donated": lambda: recorded(donate=True),
     "cached attention": lambda: attended(150),
     "cached attention, many parts": lambda: attended(700, heads=1, groups=1),
     "cached attention, the first token": lambda: attended(0),
