@@ -225,11 +225,8 @@ def recorded(*, donate: bool) -> float:
     }
     branches = [{"mamba2": {"head_dim": 8, "d_state": 8}}, {"attention": {"heads": 2, "window": 7}}]
     merge = {"cross_attention": {"heads": 2}}
-    layers = [
-        {"attention": {"heads": 4, "kv_heads": 2}},
-        {"parallel": {"branches": branches, "merge": merge}},
-    ]
-    layers = [*layers, "mlp"]
+    parallel = {"parallel": {"branches": branches, "merge": merge}}
+    layers: list[Any] = [{"attention": {"heads": 4, "kv_heads": 2}}, parallel, "mlp"]
     own = model_of(*layers, kernels=Serving(*(served(*pair) for pair in functions.items())))
     truth = model_of(*layers, kernels=Serving()).double()
     Again.made, Again.error, Again.running = [], None, False
