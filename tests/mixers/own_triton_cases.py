@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from compiler.test_steps import Again, continued, may_replay, model_of
+from compiler.stepping import Again, continued, may_replay, model_of
 from torch import Tensor
 
 from archsearch.compiler import recording
@@ -213,7 +213,7 @@ def attended(
 
 
 def recorded(*, donate: bool) -> float:
-    """Steps of a model as they are recorded, all of whose kernels are these (replays: see test_steps)."""
+    """Steps of a model as they are recorded, all of whose kernels are these (replays: see tests of steps)."""
     functions: dict[str, Any] = {
         "cached_attention": attend_in_place,
         "short_conv_step": conv_step,
