@@ -82,7 +82,7 @@ def _by_transformers(model: nn.Module, ids: Tensor, tokens: int) -> Decode:
 
 
 def _by_mamba_ssm(model: Any, ids: Tensor, tokens: int) -> Decode:
-    """By its own CUDA graph of a step, which does not hold the model whose weights it reads."""
+    """By its own CUDA graph of a step."""
     generation = importlib.import_module("mamba_ssm.utils.generation")
     batch, length = ids.shape
     graph = generation.update_graph_cache(model, None, batch, length, length + tokens)
@@ -96,7 +96,7 @@ def _by_mamba_ssm(model: Any, ids: Tensor, tokens: int) -> Decode:
             positions = current.new_full((batch, 1), length + i)
             current = graph.run(current, positions, length + i).argmax(-1)
 
-    run.model = model  # type: ignore[attr-defined]
+    run.model = model  # type: ignore[attr-defined]  # the graph reads its weights, and does not hold it
     return run
 
 

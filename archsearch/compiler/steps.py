@@ -67,7 +67,7 @@ class StackSteps:
         kind = _kind(x_bd)
         with self._lock:  # a recording has room for one step at a time
             runs = self._kept.get(kind)
-            if runs is not None and all(run.in_place() for run in runs):
+            if runs is not None and all(run.is_valid() for run in runs):
                 return self._replayed(runs, x_bd, states, call)
         x_bd, after = stepped(self._blocks, x_bd, states, call)
         with self._lock:
@@ -155,11 +155,11 @@ class _Run:
         self._recorded = recorded
         self._made: _Recorded | None = None
         self._forms = Leaves.of(states).forms()
-        self._places = _Places(blocks if recorded else [])
+        self._weights = _Weights(blocks if recorded else [])
         self._ropes = [m for block in blocks for m in block.modules() if isinstance(m, Rotary)]
 
-    def in_place(self) -> bool:
-        return self._places.are_same()
+    def is_valid(self) -> bool:
+        return self._weights.are_same()
 
     def replayed(
         self, x_bd: Tensor, states: Sequence[Any], call: Call
@@ -170,7 +170,7 @@ class _Run:
         if not self._recorded or padded or given.forms() != self._forms:
             return None
         if self._made is None or (self._ropes and last_position(given.growing) >= self._made.covered):
-            return self._record(x_bd, states)
+            return self._record(x_bd, states, given)
         growing = with_room(given.growing)
         self._made.numbers.tell(growing)
         x_bd, after = self._made.step(x_bd, given.tensors, donated=call.donated)
@@ -182,11 +182,11 @@ class _Run:
     def is_replayed(self) -> bool:
         return self._made is not None
 
-    def _record(self, x_bd: Tensor, states: Sequence[Any]) -> tuple[Tensor, Sequence[Any]]:
+    def _record(self, x_bd: Tensor, states: Sequence[Any], given: Leaves) -> tuple[Tensor, Sequence[Any]]:
         """Record the step, and return what it is kernel by kernel."""
         with kernel_by_kernel():
             y_bd, after = stepped(self.blocks, x_bd, states, Call())
-        given, expected = Leaves.of(states), Leaves.of(after)
+        expected = Leaves.of(after)
         growing = with_room(given.growing)  # what is written now is not what the step wrote
         covered = 2 * last_position(growing) + COVERED
         for rope in self._ropes:
@@ -203,14 +203,14 @@ class _Run:
 
         step = Recording(run, [x_bd, *given.tensors])
         found_bd, tensors = step(x_bd, given.tensors)
-        found = [found_bd, *tensors, *_last_tokens(grown(growing))]
-        if _differ(found, [y_bd, *expected.tensors, *_last_tokens(expected.growing)]):
+        found = [found_bd, *tensors, *_written(grown(growing))]
+        if _differ(found, [y_bd, *expected.tensors, *_written(expected.growing)]):
             raise RuntimeError("replayed, a step is not what it is kernel by kernel")
         self._made = _Recorded(step, numbers, tables_of(self.blocks), covered)
         return y_bd, after
 
 
-class _Places:
+class _Weights:
     """Modules and weights, and where they lie: looked up at every token, and so a few steps each."""
 
     def __init__(self, blocks: Iterable[nn.Module]):
@@ -270,7 +270,7 @@ def _by_itself(block: nn.Module) -> bool:
     return all(getattr(module, "by_itself", True) for module in block.modules())
 
 
-def _last_tokens(growing: Sequence[Any]) -> Tensors:
+def _written(growing: Sequence[Any]) -> Tensors:
     """What was written into caches."""
     caches = [part for part in growing if isinstance(part, KvCache)]
     return [t[..., -1:, :] for cache in caches for t in (cache.k_bgte, cache.v_bgte)]

@@ -19,7 +19,7 @@ from archsearch.mixers.attend import (
     next_attention,
 )
 from archsearch.mixers.base import Call, Mixer, Surroundings, init_linear, masked
-from archsearch.mixers.cache import KvCache, Position, after, last_tokens
+from archsearch.mixers.cache import KvCache, Position, last_tokens, next_position
 from archsearch.mixers.norms import RMSNorm
 from archsearch.mixers.rope import Rotary
 from archsearch.mixers.short_conv import ShortConv
@@ -119,7 +119,7 @@ class AttentionMixer(Mixer):
             forms |= {"kernel": self.step_kernel, "scale": self.scale}
             y_bhe, own = next_attention(q, k, v, state.cache, mask_bt=mask_bt, **forms)
             self.tell(call, "kv", own)
-        return self._out(y_bhe, gate), AttentionState(own, conv, after(state.position))
+        return self._out(y_bhe, gate), AttentionState(own, conv, next_position(state.position))
 
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Queries, keys and values side by side; and the gate."""

@@ -74,8 +74,7 @@ class Position(int):
     """How many tokens came before. Of a step that is recorded as a CUDA graph: a tensor in its place."""
 
 
-def after(position: Position | Tensor) -> Any:
-    """The next token's."""
+def next_position(position: Position | Tensor) -> Any:
     return position + 1 if isinstance(position, Tensor) else Position(position + 1)
 
 

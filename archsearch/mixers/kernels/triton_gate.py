@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from archsearch.mixers.kernels.triton_norm import row_warps
+
 
 def gated_rms_norm(
     x_d: Tensor, gate_d: Tensor, weight_d: Tensor, eps: float, groups: int, norm_first: bool
@@ -21,7 +23,7 @@ def gated_rms_norm(
     with torch.cuda.device_of(x):
         _gated[len(x), groups](
             *(x, gate, weight_d, y, width, x.stride(0), gate.stride(0), eps, norm_first, block),
-            num_warps=min(16, max(1, block // 256)),
+            num_warps=row_warps(block),
         )
     return y.view(gate_d.shape)
 

@@ -43,7 +43,7 @@ class _Norm(torch.autograd.Function):
         block = triton.next_power_of_2(width)
         with torch.cuda.device_of(x):
             _forward[(len(x),)](
-                x, added, weight_d, total, y, inverse, width, eps, adds, block, num_warps=_warps(block)
+                x, added, weight_d, total, y, inverse, width, eps, adds, block, num_warps=row_warps(block)
             )
         ctx.save_for_backward(total, weight_d, inverse)
         ctx.added = None if added_d is None else added_d.dtype
@@ -69,13 +69,14 @@ class _Norm(torch.autograd.Function):
         forms = residual is not None, narrows, block
         with torch.cuda.device_of(x):
             _backward[(programs,)](
-                *given, dx, dadded, dweight, len(x), width, *forms, num_warps=_warps(block)
+                *given, dx, dadded, dweight, len(x), width, *forms, num_warps=row_warps(block)
             )
         dadded_d = None if ctx.added is None else dadded.view(dy_d.shape)
         return dx.view(dy_d.shape), dadded_d, dweight.sum(0).to(weight_d.dtype), None, None
 
 
-def _warps(block: int) -> int:
+def row_warps(block: int) -> int:
+    """Of a program that holds a row of so many numbers."""
     return min(16, max(1, block // 256))
 
 
