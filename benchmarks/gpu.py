@@ -6,7 +6,7 @@
   parallel   a parallel block against its branches run one after the other
   parity     every layer kind, with the kernels that are usable and with native torch, against float64 on the
              CPU: outputs and gradients, relative to the size (2-norm) of each tensor
-  compiled   the training steps with each block compiled by torch
+  compiled   the training steps with each block compiled by torch, ours and the others', and ours recorded
   decode     tokens one at a time after a prompt, recorded and not, against mamba_ssm's (in a CUDA graph) and
              transformers' models, taking turns; and the bytes of the caches
   long       the training steps at the longer contexts
