@@ -56,6 +56,14 @@ def machine() -> dict[str, Any]:
     }
 
 
+def note_machine(report: Report) -> None:
+    """A further row where a later run is on another machine, or finds other kernels."""
+    found = machine()
+    known = [row for name, row in report.rows.items() if name.startswith("machine")]
+    if found not in [{key: value for key, value in row.items() if key != "took"} for row in known]:
+        report.case(f"machine, run {len(known) + 1}" if known else "machine", lambda: found)
+
+
 def parts(report: Report, given: argparse.Namespace) -> dict[str, Callable[[], None]]:
     sizes, kinds = given.sizes, given.layouts
     first, later = given.contexts[:1], given.contexts[1:]
@@ -90,7 +98,7 @@ def main() -> None:
     runs = parts(report, given)
     if unknown := set(given.parts) - set(runs):
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(runs)}")
-    report.case("machine", machine)
+    note_machine(report)
     for name, run in runs.items():
         if not given.parts or name in given.parts:
             run()

@@ -75,8 +75,8 @@ def with_room(growing: list[Growing]) -> list[Growing]:
     return [part.with_room() if isinstance(part, KvCache) else part for part in growing]
 
 
-def grown(growing: list[Growing]) -> list[Growing]:
-    """The same a token later, which has been written."""
+def a_token_later(growing: list[Growing]) -> list[Growing]:
+    """The same, when a token has been written."""
     return [part.extended() if isinstance(part, KvCache) else Position(part + 1) for part in growing]
 
 

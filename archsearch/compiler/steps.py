@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from archsearch.compiler.leaves import (
     Leaves,
     Numbers,
-    grown,
+    a_token_later,
     is_recordable,
     last_position,
     rebuilt,
@@ -176,7 +176,7 @@ class _Run:
         x_bd, after = self._made.step(x_bd, given.tensors, donated=call.donated)
         if after is given.tensors and not growing:
             return x_bd, states
-        return x_bd, rebuilt(states, iter(after), iter(grown(growing)))
+        return x_bd, rebuilt(states, iter(after), iter(a_token_later(growing)))
 
     @property
     def is_replayed(self) -> bool:
@@ -203,7 +203,7 @@ class _Run:
 
         step = Recording(run, [x_bd, *given.tensors])
         found_bd, tensors = step(x_bd, given.tensors)
-        found = [found_bd, *tensors, *_written(grown(growing))]
+        found = [found_bd, *tensors, *_written(a_token_later(growing))]
         if _differ(found, [y_bd, *expected.tensors, *_written(expected.growing)]):
             raise RuntimeError("replayed, a step is not what it is kernel by kernel")
         self._made = _Recorded(step, numbers, tables_of(self.blocks), covered)

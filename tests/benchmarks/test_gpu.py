@@ -69,6 +69,36 @@ def test_short_steps_are_repeated_and_long_ones_are_not(
     assert [ran.count(name) for name in "sln"] == [1 + 2 * 6, 3, 1 + 2 * timing.MOST_REPEATS]
 
 
+def test_a_case_that_the_end_of_a_run_cuts_short_is_left_to_another_run(
+    timing: ModuleType, tmp_path: Path
+) -> None:
+    def long() -> dict[str, Any]:
+        raise timing.OutOfTime("more than 43 s")
+
+    path, now = tmp_path / "rows.json", timing.time.monotonic()
+    ending, fresh = (timing.Report(path, now + seconds, True, 1) for seconds in (10, 1000))
+    ending.case("decode", long)
+    assert not ending.rows
+    fresh.case("decode", long)
+    assert fresh.rows["decode"]["error"] == "OutOfTime: more than 43 s"
+    assert json.loads(path.read_text()) == fresh.rows
+
+
+def test_another_machine_is_another_row(
+    timing: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gpu, found = importlib.import_module("gpu"), {"device": "one"}
+    monkeypatch.setattr(gpu, "machine", lambda: dict(found))
+    report = timing.Report(tmp_path / "rows.json", timing.time.monotonic() + 1000, True, 1)
+    for device in ("one", "one", "two", "one", "two"):
+        found["device"] = device
+        gpu.note_machine(report)
+    assert {name: row["device"] for name, row in report.rows.items()} == {
+        "machine": "one",
+        "machine, run 2": "two",
+    }
+
+
 def test_the_steady_rate_leaves_out_what_workers_start_with(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     rate_of = importlib.import_module("gpu_sweep").rate_of

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from archsearch.compiler import recording
 from archsearch.compiler.recording import Buffers, Recording, first_cause, pool_of, tables_of
+from compiler.stepping import Again
 
 
 class User:
@@ -67,29 +66,12 @@ def test_the_first_cause_is_named_in_a_line() -> None:
     assert first_cause(caught.value) == "RuntimeError: not permitted"
 
 
-class Undone:
-    """In the place of a CUDA graph, as in test_steps."""
-
-    at_it = False
-
-    def __init__(self, work: Any, device: torch.device):
-        Undone.at_it = True
-        self.work, self.found = work, work()
-        Undone.at_it = False
-
-    def __call__(self) -> None:
-        self.found[0].copy_(self.work()[0])
-
-
-def test_states_may_be_written_in_place_handed_on_and_read_by_the_output(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(recording, "Graph", Undone)
+def test_states_may_be_written_in_place_handed_on_and_read_by_the_output(recorded: type[Again]) -> None:
     first = [torch.zeros(2), *torch.arange(8.0).view(4, 2)]
     runs: list[bool] = []
 
     def run(given: list[Tensor]) -> list[Tensor]:
-        runs.append(Undone.at_it)
+        runs.append(recorded.running)
         _, a, b, c, d = given
         return [b, c, a, d.add_(1), c + b]  # the output is a state as it was
 

@@ -121,11 +121,10 @@ def ssd(documents: bool) -> float:
     return worst(run, partial(scanned, which), inputs)
 
 
-def step(operation: str) -> float:
+def selective_scan_step() -> float:
     """With the trial's own inputs, in float32."""
-    kernel = kernels_of("selective_state_update").selective_state_update
-    call = partial(getattr(calls, operation), kernel)
-    return trial.largest_error(trial.TRIALS[operation], call, "cpu", torch.float32)
+    call = partial(calls.selective_scan_step, kernels_of("selective_state_update").selective_state_update)
+    return trial.largest_error(trial.TRIALS["selective_scan_step"], call, "cpu", torch.float32)
 
 
 def convolution_without_cuda(module: types.ModuleType) -> None:
@@ -170,7 +169,7 @@ def whole_layer(**fields: Any) -> float:
 CASES: dict[str, Callable[[], float]] = {
     "ssd from a state": lambda: ssd(documents=False),
     "ssd of documents": lambda: ssd(documents=True),
-    "selective scan step": lambda: step("selective_scan_step"),
+    "selective scan step": selective_scan_step,
     "mamba2": lambda: whole_layer(),
     "mamba2 norm first, groups": lambda: whole_layer(groups=2, gated_norm="before"),
 }
